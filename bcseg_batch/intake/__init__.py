@@ -1,0 +1,1 @@
+"""Which files are ready to be processed. Knows no torch."""

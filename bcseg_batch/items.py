@@ -1,0 +1,81 @@
+"""The frozen values that travel from room to room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input as it was when it was seen.
+
+    Attributes:
+        path: where it lies.
+        image: its name: the path relative to the input folder, with forward slashes.
+        size_bytes: size at that moment.
+        mtime_ns: modification time at that moment, nanoseconds since the epoch.
+    """
+
+    path: Path
+    image: str
+    size_bytes: int
+    mtime_ns: int
+
+
+class Status(StrEnum):
+    """How one input ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What happened to one input: the record's content.
+
+    Attributes:
+        image: the input's name, relative to the input folder, with forward slashes.
+        status: done, failed, or skipped (vanished or rewritten while being read).
+        error: `Class: sentence` where it is not done.
+        notes: what was done to the pixels on reading (orientation applied, first of 3 pages, ...).
+        width_px: width after the orientation tag is applied.
+        height_px: height likewise.
+        foreground_fraction: share of mask pixels that are 255, in [0, 1].
+        mean_confidence: mean over the network's pixels of max(p, 1 - p), in [0.5, 1].
+        sha256: of the input's bytes, hexadecimal.
+        size_bytes: the input's size when it was processed.
+        mtime_ns: the input's modification time when it was processed.
+        model_sha256: of the checkpoint file, hexadecimal.
+        settings_sha256: of the settings that shape the outputs, hexadecimal.
+        version: of the package that made the record.
+        device: where the network ran, such as `cpu`.
+        dtype: in which precision, such as `bfloat16`.
+        mask: path of the mask relative to the output folder, with forward slashes.
+        composite: path of the composite likewise.
+        seconds: from the start of reading to the last output written, waiting included.
+        finished_at: when, ISO 8601 in UTC.
+    """
+
+    image: str
+    status: Status
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    width_px: int | None = None
+    height_px: int | None = None
+    foreground_fraction: float | None = None
+    mean_confidence: float | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
+    model_sha256: str | None = None
+    settings_sha256: str | None = None
+    version: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    mask: str | None = None
+    composite: str | None = None
+    seconds: float | None = None
+    finished_at: str | None = None

@@ -1,0 +1,1 @@
+"""Makes and judges the models that bcseg-batch runs."""
