@@ -66,3 +66,7 @@ class ImageTooLargeError(ImageError):
 
 class ImageChangedError(ImageError):
     """The file vanished or was rewritten while being read: to be settled again, not a failure."""
+
+
+class PredictionError(ImageError):
+    """The network gave something for this image that is no probability."""

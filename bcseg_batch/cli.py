@@ -1,0 +1,222 @@
+"""The command line: parse, build, call, and turn errors into exit codes."""
+
+# No `from __future__ import annotations` here: typer reads the annotations as they are.
+import json
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcseg_batch.errors import BcsegError
+from bcseg_batch.version import __version__
+
+# Everything heavy is imported where it is used, so that --help is there at once.
+if TYPE_CHECKING:
+    from bcseg_batch.service.process_dir import Summary
+    from bcseg_batch.settings import LoadedSettings
+
+app = typer.Typer(
+    name="bcseg-batch",
+    help="Find the blood cells in smear photographs: masks and blood-red composites.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Dtype(StrEnum):
+    """Choices of --dtype."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="Settings file (TOML).", show_default=False),
+]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"bcseg-batch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("process-dir")
+def process_dir_command(  # noqa: PLR0917 - typer gives every option by name
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Folder with photographs.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Folder for the results.", show_default=False)
+    ],
+    recursive: Annotated[
+        bool | None,
+        typer.Option("--recursive/--no-recursive", help="Enter sub-folders. [default: recursive]"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Model file. [default: the shipped model]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs."),
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision of the network.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images the network takes at once.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Probability above which a pixel is a cell, 0 to 1."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads that read and write.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what is done already.")
+    ] = False,
+    settings_file: SettingsFile = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
+    ] = False,
+) -> None:
+    """Process a folder of photographs once; run it again to resume or to catch up."""
+    from bcseg_batch.settings import load_settings  # noqa: PLC0415
+
+    loaded = load_settings(
+        settings_file,
+        {
+            "images.recursive": recursive,
+            "model.file": model,
+            "model.device": device,
+            "model.dtype": dtype and dtype.value,
+            "model.threshold": threshold,
+            "processing.batch_size": batch_size,
+            "processing.workers": workers,
+        },
+    )
+    summary, code = _process_dir(loaded, source, output, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps(_summary_json(summary, output), indent=2))
+    else:
+        _print_summary(summary, output)
+    raise typer.Exit(code)
+
+
+def _process_dir(
+    loaded: "LoadedSettings", source: Path, output: Path, *, overwrite: bool
+) -> "tuple[Summary, int]":
+    from loguru import logger  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+
+    from bcseg_batch.intake.ignore import IgnoreRules  # noqa: PLC0415
+    from bcseg_batch.service.log import log_to_terminal  # noqa: PLC0415
+    from bcseg_batch.service.process_dir import check_folders, process_dir  # noqa: PLC0415
+    from bcseg_batch.service.progress import ProgressBar, ProgressLines  # noqa: PLC0415
+    from bcseg_batch.service.stop import StopSignals  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    log_to_terminal(console)
+    check_folders(source, output)  # before the seconds that the model takes
+
+    from bcseg_batch.service.build import build_engine  # noqa: PLC0415
+    from bcseg_batch.store.images import SUFFIXES  # noqa: PLC0415
+
+    engine = build_engine(loaded.settings)
+    logger.info("{}", engine.description)
+    images = loaded.settings.images
+    with (
+        StopSignals() as stop,
+        ProgressBar(console) if console.is_terminal else ProgressLines() as progress,
+    ):
+        summary = process_dir(
+            source,
+            output,
+            predictor=engine.predictor,
+            options=engine.options,
+            rules=IgnoreRules(images.suffixes or SUFFIXES, images.ignore),
+            recursive=images.recursive,
+            overwrite=overwrite,
+            stop=stop,
+            progress=progress,
+        )
+    if stop.requested:
+        return summary, stop.exit_code
+    return summary, 1 if summary.failed else 0
+
+
+def _summary_json(summary: "Summary", output: Path) -> dict[str, Any]:
+    fields = asdict(summary)
+    fields["images_per_s"] = summary.images_per_s
+    fields["output"] = str(output)
+    return fields
+
+
+def _print_summary(summary: "Summary", output: Path) -> None:
+    from bcseg_batch.text import printable  # noqa: PLC0415
+
+    total = summary.done + summary.failed + summary.skipped
+    lines = []
+    if not total:
+        lines.append("Nothing to do: no image in the input folder.")
+    elif total == summary.skipped and not summary.unsettled:
+        lines.append(f"Nothing to do: all {total} images were done before.")
+    lines.append(
+        f"{summary.done} done, {summary.failed} failed, {summary.skipped} skipped, "
+        f"{summary.images_per_s:.2f} images/s, {summary.seconds:.1f} s"
+    )
+    if summary.ignored:
+        names = [printable(f"{f.image} ({f.reason})") for f in summary.ignored_names[:5]]
+        more = f", and {summary.ignored - len(names)} more" if summary.ignored > len(names) else ""
+        lines.append(f"{summary.ignored} ignored: {', '.join(names)}{more}")
+    if summary.unsettled:
+        names = [printable(image) for image in summary.unsettled[:5]]
+        lines.append(
+            f"{len(summary.unsettled)} vanished or were being written: {', '.join(names)}: "
+            "run again when they are there"
+        )
+    lines.extend(
+        f"  {kind:<13} {printable(str(output / kind))}"
+        for kind in ("masks", "composites", "results.csv", "results.jsonl")
+        if (output / kind).exists()
+    )
+    typer.echo("\n".join(lines))
+
+
+@app.command("show-settings")
+def show_settings_command(settings_file: SettingsFile = None) -> None:
+    """Print the settings in effect and where each comes from."""
+    from bcseg_batch.settings import load_settings, render_settings  # noqa: PLC0415
+
+    typer.echo(render_settings(load_settings(settings_file, {})), nl=False)
+
+
+def main() -> None:
+    """Run the command line; every expected error ends in one sentence and its exit code."""
+    try:
+        app()
+    except BcsegError as error:
+        from bcseg_batch.text import printable  # noqa: PLC0415
+
+        for line in str(error).splitlines():
+            print(f"bcseg-batch: {printable(line)}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,260 @@
+"""Model files: safetensors with the model's description in the header, and the original's `.pth`.
+
+A file is either read whole and right or refused with a `CheckpointError` that names what is wrong;
+nothing is ever loaded in its place, and no pickled code is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bcseg_batch.errors import CheckpointError
+from bcseg_batch.segment.model import Norm, UNet
+from bcseg_batch.version import __version__
+
+# The header key under which the description lies, as one JSON text.
+_HEADER_KEY = "bcseg"
+
+
+class ModelSpec(BaseModel):
+    """Everything needed to build the network and to feed it as it was trained.
+
+    Attributes:
+        architecture: always `unet`.
+        in_channels: channels of the input.
+        out_channels: channels of the logits.
+        width: channels of the first encoder step.
+        depth: encoder steps.
+        norm: normalisation after each 3x3 convolution.
+        input_size_px: side of the square input.
+        pixel_scaling: always `0..1`: 8-bit values divided by 255.
+        threshold: probability above which a pixel is a cell, in (0, 1).
+        class_names: one name for each logit channel.
+        training_data: what it was trained on, in words.
+        metrics: what was measured on data that was not trained on.
+        created: ISO 8601 date of making.
+        package_version: of the package that wrote the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str = Field(default="unet", pattern="^unet$")
+    in_channels: int = Field(default=3, ge=3, le=3)
+    out_channels: int = Field(default=1, ge=1, le=16)
+    width: int = Field(default=64, ge=1, le=512)
+    depth: int = Field(default=4, ge=1, le=6)
+    norm: Norm = "none"
+    input_size_px: int = Field(default=512, ge=64, le=4096)
+    pixel_scaling: str = Field(default="0..1", pattern=r"^0\.\.1$")
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    class_names: tuple[str, ...] = ("cell",)
+    training_data: str = ""
+    metrics: dict[str, float] = {}
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    package_version: str = __version__
+
+    def build(self) -> UNet:
+        """Make the network this describes, with fresh weights."""
+        return UNet(self.in_channels, self.out_channels, self.width, self.depth, self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model as it was read.
+
+    Attributes:
+        model: the network in float32 on the CPU, in evaluation mode.
+        spec: its description.
+        sha256: of the file's bytes, hexadecimal.
+        path: where it was read.
+    """
+
+    model: UNet
+    spec: ModelSpec
+    sha256: str
+    path: Path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a model file of either kind.
+
+    Raises:
+        CheckpointError: missing, unreadable, not a model, or not this network.
+    """
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"model file {path} cannot be read: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        spec, weights = _read_safetensors(path)
+    elif path.suffix in {".pth", ".pt"}:
+        spec, weights = _read_original(path)
+    else:
+        raise CheckpointError(
+            f"model file {path} ends in neither .safetensors nor .pth: give a file written by "
+            "bcseg-train, or a checkpoint.pth of the original project"
+        )
+    model = spec.build()
+    _check_weights(path, expected=model.state_dict(), found=weights)
+    model.load_state_dict(weights)
+    return Checkpoint(model.eval(), spec, sha256, path)
+
+
+def save_checkpoint(path: Path, model: UNet, spec: ModelSpec) -> None:
+    """Write a model file; it appears under its name only when it is whole.
+
+    Args:
+        path: a name that ends in `.safetensors`, or in `.pth` for the original's layout.
+        model: the network that `spec` describes.
+        spec: its description; left out of a `.pth`, which has no room for it.
+
+    Raises:
+        CheckpointError: a `.pth` is asked for a network the original cannot express.
+    """
+    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    part = path.with_name(path.name + ".part")
+    if path.suffix == ".pth":
+        torch.save(_to_original_keys(weights, spec), part)
+    else:
+        part.write_bytes(save(weights, metadata={_HEADER_KEY: spec.model_dump_json()}))
+    part.replace(path)
+
+
+def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"model file {path} is damaged or is not safetensors ({error}): copy it again"
+        ) from error
+    if _HEADER_KEY not in header:
+        raise CheckpointError(
+            f"model file {path} has no bcseg description in its header: it was not written by "
+            "bcseg-train"
+        )
+    try:
+        spec = ModelSpec.model_validate_json(header[_HEADER_KEY])
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+        )
+        raise CheckpointError(f"model file {path} describes itself wrongly: {problems}") from error
+    if len(spec.class_names) != spec.out_channels:
+        raise CheckpointError(
+            f"model file {path} names {len(spec.class_names)} classes for {spec.out_channels} "
+            "output channels"
+        )
+    return spec, weights
+
+
+def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything at all for a file that is not its own
+        raise CheckpointError(
+            f"model file {path} is not a plain state_dict saved by torch.save (pickled objects "
+            f"are never run): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise CheckpointError(f"model file {path} holds no state_dict, that is names with tensors")
+    try:
+        levels = max(int(m[1]) for name in content if (m := re.match(r"down(\d+)\.c\.c1\.", name)))
+        width, in_channels = content["down1.c.c1.weight"].shape[:2]
+        out_channels = content["out.weight"].shape[0]
+        spec = ModelSpec(
+            width=width,
+            depth=levels,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            class_names=("cell", *(f"channel{i}" for i in range(1, out_channels))),
+            training_data="unknown: a checkpoint of the original layout says nothing of it",
+        )
+    except (ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"model file {path} has not the layout of the original's checkpoint.pth "
+            "(down1..4, bottleneck, up1..4, out)"
+        ) from error
+    translated = {
+        ours: content[theirs]
+        for ours, theirs in _original_keys(spec.depth).items()
+        if theirs in content
+    }
+    foreign = set(content) - set(_original_keys(spec.depth).values())
+    if foreign:
+        raise CheckpointError(
+            f"model file {path} holds weights the original network has not: "
+            f"{', '.join(sorted(foreign)[:5])}"
+        )
+    return spec, translated
+
+
+def _original_keys(depth: int) -> dict[str, str]:
+    """Map our names of the un-normalised network's weights to the original's."""
+    keys: dict[str, str] = {}
+    for kind in ("weight", "bias"):
+        for conv, c in (("conv1", "c1"), ("conv2", "c2")):
+            keys[f"bottleneck.{conv}.{kind}"] = f"bottleneck.{c}.{kind}"
+            for level in range(depth):
+                keys[f"encoders.{level}.{conv}.{kind}"] = f"down{level + 1}.c.{c}.{kind}"
+                keys[f"decoders.{level}.conv.{conv}.{kind}"] = f"up{level + 1}.c.{c}.{kind}"
+        for level in range(depth):
+            keys[f"decoders.{level}.up.{kind}"] = f"up{level + 1}.up.{kind}"
+        keys[f"head.{kind}"] = f"out.{kind}"
+    return keys
+
+
+def _to_original_keys(weights: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    if spec.norm != "none":
+        raise CheckpointError(
+            f"a network with {spec.norm} normalisation cannot be written as the original's .pth, "
+            "which has none: export to .safetensors"
+        )
+    return {theirs: weights[ours] for ours, theirs in _original_keys(spec.depth).items()}
+
+
+def _check_weights(path: Path, *, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of the network" for name in found if name not in expected]
+    problems += [
+        f"{name} is {tuple(found[name].shape)} and should be {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    problems += [
+        f"{name} holds values that are not finite"
+        for name in expected
+        if name in found and not torch.isfinite(found[name]).all()
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"model file {path} does not fit the network it describes: "
+            f"{'; '.join(problems[:5])}{more}"
+        )
+
+
+def read_spec_json(path: Path) -> str:
+    """Give the description in a safetensors header as indented JSON, for people.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    spec, _ = _read_safetensors(path)
+    return json.dumps(spec.model_dump(mode="json"), indent=2)

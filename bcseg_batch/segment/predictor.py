@@ -1,0 +1,205 @@
+"""Runs a network on batches, on one device in one precision."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from bcseg_batch.errors import DeviceError, SettingsError
+from bcseg_batch.segment.postprocess import probability
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# A low precision is used by itself only where it hardly moves the probabilities: bfloat16 keeps
+# 8 bits, and over some twenty layers sound kernels stay well below this; broken ones do not.
+_MAX_PROBABILITY_SHIFT = 0.05
+
+
+class OutOfMemoryError(DeviceError):
+    """The batch does not fit the device; a smaller one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how the network runs, with the reason of each choice for the log.
+
+    Attributes:
+        device: such as `cpu` or `cuda:0`.
+        dtype: `float32`, `bfloat16` or `float16`.
+        reason: one sentence that says why this device and this precision.
+    """
+
+    device: str
+    dtype: str
+    reason: str
+
+
+def choose_placement(device: str, dtype: str) -> Placement:
+    """Resolve `auto`, and refuse what this machine has not.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        SettingsError: the device is not there, or cannot compute in that precision. Nothing is
+            substituted for a device or precision that was asked for by name.
+    """
+    chosen = _auto_device() if device == "auto" else device
+    why_device = "first device found" if device == "auto" else "asked for"
+    kind, _, index = chosen.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise SettingsError(
+                f"model.device is {device}, but torch finds {count} CUDA devices here: "
+                "set another device, or auto"
+            )
+        chosen = f"cuda:{index or 0}"
+    elif kind == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(
+            "model.device is mps, but torch finds no Metal device here: set another device, or auto"
+        )
+    if dtype == "auto":
+        precision, why_dtype = _auto_dtype(kind)
+    else:
+        precision, why_dtype = dtype, "asked for"
+    return Placement(chosen, precision, f"{chosen} ({why_device}), {precision} ({why_dtype})")
+
+
+def _auto_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _auto_dtype(kind: str) -> tuple[str, str]:
+    if kind == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "the GPU computes in it"
+        return "float16", "the GPU has no bfloat16"
+    if kind == "mps":
+        return "float32", "the safe choice on Metal"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
+        return "bfloat16", "the processor has bfloat16 instructions"
+    return "float32", "the processor has no bfloat16 instructions"
+
+
+class Predictor:
+    """Holds a network on its device; one caller at a time.
+
+    Args:
+        model: a network that maps (N, 3, S, S) to logits (N, C, S, S).
+        placement: from `choose_placement`.
+        input_size_px: S, the side of the network's square input.
+
+    Raises:
+        DeviceError: the device refuses the network.
+    """
+
+    def __init__(self, model: nn.Module, placement: Placement, input_size_px: int) -> None:
+        self.placement = placement
+        self.input_size_px = input_size_px
+        self._device = torch.device(placement.device)
+        self._dtype = _DTYPES[placement.dtype]
+        try:
+            self._model = model.eval().to(self._device, self._dtype)
+            # By name: the overload that takes a memory format takes nothing else in torch's types.
+            self._model = self._model.to(memory_format=torch.channels_last)
+        except RuntimeError as error:
+            raise DeviceError(f"{placement.device} refuses the network: {error}") from error
+
+    def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Run the network once.
+
+        Args:
+            batch: float32 (N, 3, S, S) in [0, 1].
+
+        Returns:
+            float32 logits (N, C, S, S).
+
+        Raises:
+            OutOfMemoryError: the batch does not fit; a smaller one may.
+            DeviceError: the device is lost.
+        """
+        try:
+            with torch.inference_mode():
+                tensor = torch.from_numpy(batch).to(
+                    device=self._device, dtype=self._dtype, memory_format=torch.channels_last
+                )
+                logits: torch.Tensor = self._model(tensor)
+                return logits.float().contiguous().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(
+                f"{self.placement.device} has no memory for {len(batch)} images"
+            ) from error
+        except RuntimeError as error:
+            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+                raise OutOfMemoryError(
+                    f"{self.placement.device} has no memory for {len(batch)} images"
+                ) from error
+            if self._device.type == "cuda" and "CUDA error" in str(error):
+                raise DeviceError(f"{self.placement.device} is lost: {error}") from error
+            raise
+
+
+def open_predictor(
+    model: nn.Module, input_size_px: int, *, device: str = "auto", dtype: str = "auto"
+) -> Predictor:
+    """Place a network where it runs best, or where it was told to.
+
+    A low precision that `auto` picks is held against float32 once, on a fixed pattern, and dropped
+    where it moves a probability by more than 0.05: kernels have been wrong before.
+
+    Args:
+        model: maps (N, 3, S, S) to logits (N, C, S, S); stays as it is.
+        input_size_px: S.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+
+    Raises:
+        SettingsError: the device is not there.
+        DeviceError: the device refuses the network.
+    """
+    placement = choose_placement(device, dtype)
+    predictor = Predictor(copy.deepcopy(model), placement, input_size_px)
+    if dtype != "auto" or placement.dtype == "float32":
+        return predictor
+    exact = Predictor(
+        copy.deepcopy(model), Placement(placement.device, "float32", "to compare"), input_size_px
+    )
+    shift = probability_shift(exact, predictor)
+    if shift <= _MAX_PROBABILITY_SHIFT:
+        return predictor
+    reason = (
+        f"{placement.device}, float32 ({placement.dtype} moved a probability by {shift:.2f} here)"
+    )
+    exact.placement = Placement(placement.device, "float32", reason)
+    return exact
+
+
+def probability_shift(exact: Predictor, other: Predictor) -> float:
+    """Measure how far two predictors of one network disagree.
+
+    Args:
+        exact: the one to go by.
+        other: the one in question.
+
+    Returns:
+        Largest difference of a probability on a fixed pattern of ramps and waves, in [0, 1]; 1
+        where one of them gives something that is not a number.
+    """
+    ramp = np.linspace(0.0, 1.0, exact.input_size_px, dtype=np.float32)
+    product = np.multiply.outer(ramp, ramp)
+    pattern = np.stack([np.add.outer(ramp, ramp) / 2, np.abs(np.sin(40 * product)), product])
+    difference = probability(exact.predict(pattern[np.newaxis])) - probability(
+        other.predict(pattern[np.newaxis])
+    )
+    return float(np.abs(difference).max()) if np.isfinite(difference).all() else 1.0

@@ -1,0 +1,77 @@
+"""Builds the engine that settings describe: model, predictor and the pipeline's options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import bcseg_batch.weights
+from bcseg_batch.allocator import keep_freed_memory
+from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint
+from bcseg_batch.segment.predictor import Predictor, open_predictor
+from bcseg_batch.service.pipeline import PipelineOptions, default_workers
+from bcseg_batch.settings import Settings, shaping_settings
+
+SHIPPED_MODEL = Path(bcseg_batch.weights.__file__).with_name("default.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a run needs, whoever feeds it.
+
+    Attributes:
+        predictor: holds the network on its device.
+        options: of the pipeline.
+        spec: what the model says of itself.
+        description: one sentence for the log: model, device and precision, with the reasons.
+    """
+
+    predictor: Predictor
+    options: PipelineOptions
+    spec: ModelSpec
+    description: str
+
+
+def build_engine(settings: Settings, *, max_wait_s: float = 0.25) -> Engine:
+    """Load the model and place it.
+
+    Args:
+        settings: the effective settings.
+        max_wait_s: how long a partial batch waits for company where the feed ticks.
+
+    Raises:
+        CheckpointError: the model cannot be loaded; no other is taken in its place.
+        SettingsError: the device is not there.
+        DeviceError: the device refuses the network.
+    """
+    keep_freed_memory()
+    checkpoint = load_checkpoint(settings.model.file or SHIPPED_MODEL)
+    spec = checkpoint.spec
+    predictor = open_predictor(
+        checkpoint.model,
+        spec.input_size_px,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+    )
+    shaping = json.dumps(shaping_settings(settings), sort_keys=True)
+    options = PipelineOptions(
+        threshold=spec.threshold if settings.model.threshold is None else settings.model.threshold,
+        batch_size=settings.processing.batch_size,
+        workers=settings.processing.workers or default_workers(),
+        max_wait_s=max_wait_s,
+        max_pixels=settings.images.max_pixels,
+        page=settings.images.page,
+        composite_format=settings.outputs.composite_format,
+        composite_quality=settings.outputs.composite_quality,
+        colour=settings.outputs.colour,
+        alpha=settings.outputs.alpha,
+        model_sha256=checkpoint.sha256,
+        settings_sha256=hashlib.sha256(shaping.encode()).hexdigest(),
+    )
+    description = (
+        f"model {checkpoint.path.name} ({checkpoint.sha256[:12]}), width {spec.width}, "
+        f"on {predictor.placement.reason}"
+    )
+    return Engine(predictor, options, spec, description)

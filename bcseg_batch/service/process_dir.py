@@ -1,0 +1,278 @@
+"""One folder, once: what `bcseg-batch process-dir` does."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from loguru import logger
+
+from bcseg_batch.errors import UsageError
+from bcseg_batch.intake.ignore import IgnoreRules
+from bcseg_batch.intake.scan import IgnoredFile, scan_folder
+from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.service.pipeline import BatchPredictor, Pipeline, PipelineOptions
+from bcseg_batch.store.names import OutputNames, name_of_mask
+from bcseg_batch.store.outputs import OutputFolder
+from bcseg_batch.store.results import Known, ResultsLog
+
+# How often a file that changed while it was read is tried again before it is left for another run.
+_CHANGED_ROUNDS = 2
+# Ignored files beyond this many are counted and no longer named.
+_NAMED_IGNORED = 1000
+
+
+class Stop(Protocol):
+    """Asked between files whether to take another one."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop taking work."""
+        ...
+
+
+class Progress(Protocol):
+    """Told how a run goes; the command line shows it as a bar or as lines."""
+
+    def start(self, total: int) -> None:
+        """A run over so many inputs begins."""
+
+    def advance(self, outcome: Outcome | None) -> None:
+        """One more is through; None for one that was done in an earlier run."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        done: images processed.
+        failed: images that could not be.
+        skipped: images done by an earlier run, or gone or still being written.
+        ignored: files that are no inputs, in number.
+        ignored_names: the first thousand of them with the reason.
+        failures: image and error of each that failed.
+        unsettled: images that vanished or changed while they were read.
+        seconds: wall time.
+    """
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    ignored: int = 0
+    ignored_names: list[IgnoredFile] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def images_per_s(self) -> float:
+        """Images processed per second of wall time."""
+        return (self.done + self.failed) / self.seconds if self.seconds else 0.0
+
+
+def check_folders(source: Path, output: Path) -> None:
+    """Refuse folders that cannot work together, before anything is written.
+
+    Raises:
+        UsageError: the input is missing or no folder, the output is a file, or one lies in the
+            other, links resolved.
+    """
+    if not source.is_dir():
+        what = "is not a folder" if source.exists() else "does not exist"
+        raise UsageError(f"the input folder {str(source)!r} {what}: name a folder with images")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"the output {str(output)!r} is a file: name a folder")
+    inner, outer = output.resolve(), source.resolve()
+    if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise UsageError(
+            f"the output folder {str(output)!r} and the input folder {str(source)!r} lie one in "
+            "the other (links resolved): masks would be taken for images; name an output folder "
+            "elsewhere"
+        )
+
+
+def process_dir(
+    source: Path,
+    output: Path,
+    *,
+    predictor: BatchPredictor,
+    options: PipelineOptions,
+    rules: IgnoreRules,
+    recursive: bool,
+    overwrite: bool,
+    stop: Stop,
+    progress: Progress,
+) -> Summary:
+    """Process what is new or changed in a folder, and record it.
+
+    Args:
+        source: the input folder.
+        output: the output folder, made where it is missing.
+        predictor: runs the network.
+        options: of the pipeline.
+        rules: what is an input.
+        recursive: enter sub-folders.
+        overwrite: do again what is done.
+        stop: once it says so, nothing more is taken, and what is under way is finished.
+        progress: told of each image.
+
+    Returns:
+        What it came to; also where it was stopped early.
+
+    Raises:
+        UsageError: the folders cannot work together, or another run writes there.
+        OutputError: outputs cannot be written; what has no record will be done by the next run.
+        DeviceError: the device is lost.
+    """
+    started_s = time.monotonic()
+    check_folders(source, output)
+    with OutputFolder(output) as outputs, ResultsLog(output) as results:
+        for sentence in results.repaired:
+            logger.warning("{}", sentence)
+        names = OutputNames()
+        for image, known in results.images():
+            if known.mask:
+                names.hold(image, name_of_mask(known.mask))
+        run = _Run(Pipeline(predictor, outputs, names, options), outputs, results, stop, progress)
+        inputs = list(_inputs(source, rules, recursive, run.summary))
+        progress.start(len(inputs))
+        try:
+            changed = run.drain(inputs if overwrite else run.not_current(inputs))
+            for _ in range(_CHANGED_ROUNDS):
+                if stop.requested:
+                    break
+                # Seen anew: what has settled meanwhile is done now, what has gone stays behind.
+                there = {o.image: f for o in changed if (f := _look_again(source, o.image))}
+                gone = [outcome for outcome in changed if outcome.image not in there]
+                changed = gone + (run.drain(there.values()) if there else [])
+            for outcome in changed:
+                run.record(outcome)
+        finally:
+            results.write_csv()
+    run.summary.seconds = time.monotonic() - started_s
+    return run.summary
+
+
+class _Run:
+    """Feeds the pipeline, records what comes out of it, and counts."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outputs: OutputFolder,
+        results: ResultsLog,
+        stop: Stop,
+        progress: Progress,
+    ) -> None:
+        self.summary = Summary()
+        self._pipeline = pipeline
+        self._outputs = outputs
+        self._results = results
+        self._stop = stop
+        self._progress = progress
+
+    def not_current(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
+        """Leave out what an earlier run has done."""
+        for file in files:
+            known = self._results.known(file.image)
+            if known and is_current(file, known, self._pipeline.options, self._outputs):
+                self.summary.skipped += 1
+                self._progress.advance(None)
+            else:
+                yield file
+
+    def drain(self, files: Iterable[InputFile]) -> list[Outcome]:
+        """Process and record files; give back those that changed while they were read."""
+        changed = []
+        for outcome in self._pipeline.process(self._until_stopped(files)):
+            if outcome.status is Status.SKIPPED:
+                changed.append(outcome)
+            else:
+                self.record(outcome)
+        return changed
+
+    def record(self, outcome: Outcome) -> None:
+        """Make an outcome final: the point from which a next run trusts it."""
+        before = self._results.known(outcome.image)
+        self._results.append(outcome)
+        if outcome.status is Status.DONE and before:
+            for old in {before.mask, before.composite} - {outcome.mask, outcome.composite, None}:
+                self._outputs.remove(str(old))
+        _count(self.summary, outcome)
+        self._progress.advance(outcome)
+
+    def _until_stopped(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
+        for file in files:
+            if self._stop.requested:
+                return
+            yield file
+
+
+def is_current(
+    file: InputFile, known: Known, options: PipelineOptions, outputs: OutputFolder
+) -> bool:
+    """Decide whether an earlier record still holds.
+
+    It does where model and settings are the same, both outputs lie there, and the input is
+    unchanged: same size and time, or same size and, looked at closely, the same content.
+    """
+    if (
+        known.status is not Status.DONE
+        or known.model_sha256 != options.model_sha256
+        or known.settings_sha256 != options.settings_sha256
+        or known.size_bytes != file.size_bytes
+        or not (known.mask and outputs.exists(known.mask))
+        or not (known.composite and outputs.exists(known.composite))
+    ):
+        return False
+    if known.mtime_ns == file.mtime_ns:
+        return True
+    try:
+        with file.path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == known.sha256
+    except OSError:
+        return False  # the pipeline finds out, and says, what is wrong with it
+
+
+def _inputs(
+    source: Path, rules: IgnoreRules, recursive: bool, summary: Summary
+) -> Iterator[InputFile]:
+    try:
+        for found in scan_folder(source, rules, recursive=recursive):
+            if isinstance(found, InputFile):
+                yield found
+                continue
+            summary.ignored += 1
+            if len(summary.ignored_names) < _NAMED_IGNORED:
+                summary.ignored_names.append(found)
+    except OSError as error:
+        raise UsageError(
+            f"the input folder {str(source)!r} cannot be listed: {error.strerror}: give this user "
+            "the right to read it"
+        ) from error
+
+
+def _look_again(source: Path, image: str) -> InputFile | None:
+    path = source / image
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return InputFile(path, image, facts.st_size, facts.st_mtime_ns)
+
+
+def _count(summary: Summary, outcome: Outcome) -> None:
+    match outcome.status:
+        case Status.DONE:
+            summary.done += 1
+        case Status.FAILED:
+            summary.failed += 1
+            summary.failures.append((outcome.image, outcome.error or ""))
+        case Status.SKIPPED:
+            summary.skipped += 1
+            summary.unsettled.append(outcome.image)

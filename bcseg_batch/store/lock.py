@@ -1,0 +1,51 @@
+"""Lets one process at a time into a folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from bcseg_batch.errors import UsageError
+
+
+def take_lock(path: Path, what: str) -> IO[str]:
+    """Lock a folder by a file in it, until the file given back is closed or the process dies.
+
+    The kernel lets go of the lock however the process ends, so that none is ever left behind. The
+    file itself stays: to remove it would let a third process lock a file that nobody else sees.
+
+    Args:
+        path: the lock file; made where it is missing.
+        what: the kind of folder it stands in, for the error, such as `output folder`.
+
+    Returns:
+        The open file, which holds the number of this process.
+
+    Raises:
+        UsageError: another process has it.
+        OSError: the file cannot be made or written.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UsageError(
+            f"{path.parent} is being written by another run (process {holder}): wait for it, or "
+            f"name another {what}"
+        ) from error
+    except OSError as error:
+        # Without locks (some network file systems) two runs are the user's own lookout.
+        if error.errno not in {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}:
+            file.close()
+            raise
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

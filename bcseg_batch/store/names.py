@@ -1,0 +1,98 @@
+"""Gives each input output names of its own, the same from run to run."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Iterator
+
+_MASK_FOLDER, _MASK_ENDING = "masks/", "_mask.png"
+
+
+def mask_path(name: str) -> str:
+    """Give the path of a mask, relative to the output folder."""
+    return f"{_MASK_FOLDER}{name}{_MASK_ENDING}"
+
+
+def composite_path(name: str, suffix: str) -> str:
+    """Give the path of a composite, relative to the output folder.
+
+    Args:
+        name: the output name.
+        suffix: `jpg` or `png`.
+    """
+    return f"composites/{name}_bloodred.{suffix}"
+
+
+def name_of_mask(path: str) -> str:
+    """Give the output name back from the path of a mask."""
+    return path.removeprefix(_MASK_FOLDER).removesuffix(_MASK_ENDING)
+
+
+class OutputNames:
+    """Which input owns which output name.
+
+    The first input of a stem owns the stem itself; the next is named with its suffix too, so that
+    `a.jpg` and `a.tif` become `a` and `a.tif`. What was claimed once stays claimed: claims of
+    earlier runs are laid in with `hold` before anything is claimed anew. Names that differ only in
+    case or in Unicode form count as one, since they are one file on many file systems.
+    """
+
+    def __init__(self) -> None:
+        self._owner: dict[str, str] = {}
+        self._name: dict[str, str] = {}
+
+    def hold(self, image: str, name: str) -> None:
+        """Lay in a claim of an earlier run.
+
+        Args:
+            image: the input's name, relative, with forward slashes.
+            name: the output name without its ending, relative, with forward slashes.
+        """
+        key = name_key(name)
+        if image not in self._name and key not in self._owner:
+            self._owner[key] = image
+            self._name[image] = name
+
+    def claim(self, image: str) -> str:
+        """Give the input's output name: the one it has, or the first that is free.
+
+        Args:
+            image: the input's name, relative, with forward slashes.
+
+        Returns:
+            The output name without its ending, in the same sub-folder.
+        """
+        held = self._name.get(image)
+        if held is not None:
+            return held
+        for name in candidates(image):
+            key = name_key(name)
+            if key not in self._owner:
+                self._owner[key] = image
+                self._name[image] = name
+                return name
+        raise AssertionError("the candidates never end")
+
+
+def candidates(image: str) -> Iterator[str]:
+    """Give the output names an input may have, best first, without end.
+
+    Args:
+        image: the input's name, relative, with forward slashes.
+
+    Yields:
+        The stem, then the whole name, then the whole name with a number; in the same sub-folder.
+    """
+    folder, slash, file_name = image.rpartition("/")
+    stem, dot, _ = file_name.rpartition(".")
+    if dot:
+        yield folder + slash + stem
+    yield image
+    for number in itertools.count(2):
+        yield f"{image}~{number}"
+
+
+def name_key(name: str) -> str:
+    """Give what two output names share where they would be one file on some file system."""
+    return unicodedata.normalize("NFC", name).casefold()

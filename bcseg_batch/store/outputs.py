@@ -1,0 +1,149 @@
+"""Writes output files so that a final name always stands for a whole file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from bcseg_batch.errors import OutputError, UnsupportedImageError
+from bcseg_batch.store.lock import take_lock
+
+_PART_PREFIX = ".bcseg-"
+_PART_SUFFIX = ".part"
+_LOCK_NAME = ".bcseg.lock"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a passing name, force it to disk, then give it its own.
+
+    After a crash at any point the path holds either what it held before or all of `data`.
+
+    Args:
+        path: where to; missing folders are made.
+        data: the content.
+
+    Raises:
+        OutputError: the disk is full, read-only, or may not be written.
+        UnsupportedImageError: the name is longer than the file system allows, which is the
+            input's doing and not the disk's.
+    """
+    part = path.parent / f"{_PART_PREFIX}{uuid.uuid4().hex}{_PART_SUFFIX}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UnsupportedImageError(
+                f"the output name {path.name!r} is longer than the output's file system allows: "
+                "give the input a shorter name"
+            ) from error
+        raise output_error(path, error) from error
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Turn an error of the file system into a sentence that says what to do."""
+    advice = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space or raise the quota",
+        errno.EROFS: "mount it for writing",
+        errno.EACCES: "give this user the right to write there",
+        errno.EPERM: "give this user the right to write there",
+    }.get(error.errno or 0, "mend the output folder")
+    cause = error.strerror or str(error)
+    return OutputError(f"cannot write {str(path)!r}: {cause}: {advice}, then run again")
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot sync a folder, and do so by themselves.
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(handle)
+
+
+class OutputFolder:
+    """One output folder, held by one run at a time.
+
+    Args:
+        root: the folder; made where it is missing.
+
+    Raises:
+        OutputError: it cannot be made or written.
+        UsageError: another run is writing there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(root / _LOCK_NAME, "output folder")
+        except OSError as error:
+            raise output_error(root, error) from error
+        self._remove_parts()
+
+    def close(self) -> None:
+        """Let the next run in."""
+        self._lock.close()
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Write one output.
+
+        Args:
+            relative: path below the root, with forward slashes.
+            data: the whole content.
+
+        Raises:
+            OutputError: nothing can be written there.
+            UnsupportedImageError: the name is too long.
+        """
+        write_whole(self.root / relative, data)
+
+    def exists(self, relative: str) -> bool:
+        """Say whether an output lies there and is not empty."""
+        try:
+            return (self.root / relative).stat().st_size > 0
+        except OSError:
+            return False
+
+    def remove(self, relative: str) -> None:
+        """Take away an output that another has taken the place of; a missing one is no error."""
+        with contextlib.suppress(OSError):
+            (self.root / relative).unlink(missing_ok=True)
+
+    def _remove_parts(self) -> None:
+        """Clear away what a killed run left half written; the lock says nobody else is at it."""
+        for part in list(_parts(self.root)):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _parts(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(_PART_PREFIX) and name.endswith(_PART_SUFFIX):
+                yield Path(folder, name)

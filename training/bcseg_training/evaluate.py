@@ -1,0 +1,70 @@
+"""Judges a model on images whose masks are known."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bcseg_batch.segment.postprocess import mask_from_probability, probability
+from bcseg_batch.segment.predictor import Predictor
+from bcseg_batch.segment.preprocess import preprocess
+from bcseg_training.dataset import Pair, read_original, read_truth
+from bcseg_training.metrics import MaskScore, score_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One image, what was found in it and how good that is.
+
+    Attributes:
+        stem: of the pair.
+        pixels: uint8 (H, W, 3) RGB.
+        truth: bool (H, W).
+        mask: bool (H, W).
+        score: agreement at full image size.
+    """
+
+    stem: str
+    pixels: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.bool_]
+    mask: npt.NDArray[np.bool_]
+    score: MaskScore
+
+
+def predict_and_score(
+    predictor: Predictor, pairs: Sequence[Pair], *, threshold: float = 0.5
+) -> Iterator[Judged]:
+    """Segment each original as the product does, and compare at full image size.
+
+    Raises:
+        ImageError: an image or mask cannot be read.
+    """
+    for pair in pairs:
+        pixels, truth = read_original(pair), read_truth(pair)
+        logits = predictor.predict(preprocess(pixels, predictor.input_size_px)[np.newaxis])
+        soft = probability(logits[0, 0])
+        mask = mask_from_probability(soft, truth.shape[:2], threshold) > 0
+        yield Judged(pair.stem, pixels, truth, mask, score_mask(mask, truth))
+
+
+def mean_scores(scores: Sequence[MaskScore]) -> MaskScore:
+    """Average each score over the images."""
+    return MaskScore(
+        *(float(np.mean([getattr(s, f.name) for s in scores])) for f in fields(MaskScore))
+    )
+
+
+def write_scores_csv(path: Path, scores: Sequence[tuple[str, MaskScore]]) -> None:
+    """Write one row per image, and a last row with the means."""
+    names = [f.name for f in fields(MaskScore)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image", *names])
+        writer.writeheader()
+        rows = [*scores, ("mean", mean_scores([score for _, score in scores]))]
+        for stem, score in rows:
+            writer.writerow({"image": stem, **{k: f"{v:.6f}" for k, v in asdict(score).items()}})

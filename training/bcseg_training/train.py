@@ -1,0 +1,351 @@
+"""The training loop: seeded, resumable, one process or many."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from loguru import logger
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader
+
+from bcseg_batch.errors import UsageError
+from bcseg_batch.segment.checkpoint import ModelSpec, save_checkpoint
+from bcseg_batch.segment.model import Norm, UNet
+from bcseg_batch.segment.predictor import Placement, Predictor
+from bcseg_training.augment import Recipe
+from bcseg_training.dataset import (
+    EpochSampler,
+    SegmentationDataset,
+    usable_pairs,
+    validation_folder,
+)
+from bcseg_training.evaluate import mean_scores, predict_and_score
+from bcseg_training.losses import LossName, loss_function
+from bcseg_training.plots import save_curves
+
+Schedule = Literal["constant", "cosine"]
+
+BEST, LAST, STATE, HISTORY = "best.safetensors", "last.safetensors", "last.state.pt", "history.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """Everything that decides the result of a training; the defaults are the original's recipe.
+
+    Attributes:
+        dataset: folder with `train` and `val` (or `test`), each with `original` and `mask`.
+        epochs: passes over the training set.
+        width: channels of the network's first step.
+        depth: encoder steps.
+        norm: normalisation of the network.
+        lr: AdamW's learning rate, at its peak.
+        weight_decay: AdamW's.
+        batch_size: items a step, over all processes.
+        loss: name of the loss.
+        augment: name of the augmentation.
+        crop_px: side of the training items; the input size means the whole image.
+        crops_per_image: items drawn from each image in an epoch.
+        schedule: of the learning rate; `cosine` warms up over the first 5 % and falls to 0.
+        ema: decay of the running average of the weights, 0 for none; the average is what is saved.
+        seed: of the weights, the order and the augmentation.
+        input_size_px: side of the network's input.
+    """
+
+    dataset: Path
+    epochs: int = 2
+    width: int = 64
+    depth: int = 4
+    norm: Norm = "none"
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    batch_size: int = 8
+    loss: LossName = "bce"
+    augment: Recipe = "none"
+    crop_px: int = 512
+    crops_per_image: int = 1
+    schedule: Schedule = "constant"
+    ema: float = 0.0
+    seed: int = 0
+    input_size_px: int = 512
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the plan as JSON can hold it, for the state file and the history."""
+        return {**asdict(self), "dataset": self.dataset.name}
+
+
+@dataclass(slots=True)
+class EpochResult:
+    """What one epoch came to.
+
+    Attributes:
+        epoch: counted from 1.
+        loss: mean training loss.
+        dice: mean Dice on the validation set, at full image size.
+        iou: mean IoU likewise.
+    """
+
+    epoch: int
+    loss: float
+    dice: float
+    iou: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """What training tells while it runs; the command line shows it as a bar."""
+
+    on_step: Callable[[int, int, int, float], None] = field(default=lambda *_: None)
+    on_epoch: Callable[[EpochResult], None] = field(default=lambda *_: None)
+
+
+def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
+    """Give the learning rate of a step.
+
+    Args:
+        plan: names schedule and peak.
+        step: counted from 0 over the whole training.
+        steps: of the whole training.
+    """
+    if plan.schedule == "constant":
+        return plan.lr
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return plan.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return plan.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class WeightAverage:
+    """A running average of a network's weights (Polyak averaging), better than the last step's.
+
+    Args:
+        model: the network that is trained.
+        decay: share of the average that stays at each step; 0 makes it a plain copy.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(requires_grad=False)
+        self._decay = decay
+        self._steps = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the network's present weights."""
+        self._steps += 1
+        # Early on the average would be dominated by the random start.
+        decay = min(self._decay, self._steps / (self._steps + 10)) if self._decay else 0.0
+        current = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            if average.is_floating_point():
+                average.lerp_(current[name].to(average.device), 1 - decay)
+            else:
+                average.copy_(current[name])
+
+    def state(self) -> dict[str, Any]:
+        """Give what a resumed training needs."""
+        return {"model": self.model.state_dict(), "steps": self._steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up where `state` was given."""
+        self.model.load_state_dict(state["model"])
+        self._steps = state["steps"]
+
+
+def train(
+    plan: TrainingPlan,
+    out: Path,
+    *,
+    resume: bool = False,
+    stop_after_epoch: int | None = None,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+    accelerator: Accelerator | None = None,
+) -> list[EpochResult]:
+    """Train a network and leave the best and the last checkpoint in `out`.
+
+    The same plan gives the same weights, run at one go or interrupted and resumed: weights, order
+    and augmentation are drawn from the seed, and state is kept at the end of each epoch.
+
+    Args:
+        plan: what to do.
+        out: folder for `best.safetensors`, `last.safetensors`, the state to resume from, the
+            history, the curves and TensorBoard's event files.
+        resume: continue what lies in `out`; from the start where there is nothing yet.
+        stop_after_epoch: stop early, to be resumed later.
+        num_workers: processes that augment; 0 does it between the steps.
+        progress: told of each step and epoch.
+        accelerator: made here where it is not given.
+
+    Returns:
+        One result for each epoch, those before a resume included.
+
+    Raises:
+        UsageError: the data set cannot be used, or `out` holds another training.
+    """
+    progress = progress or Progress()
+    accelerator = accelerator or Accelerator()
+    set_seed(plan.seed)
+    pairs = usable_pairs(plan.dataset / "train")
+    validation = usable_pairs(validation_folder(plan.dataset))
+    dataset = SegmentationDataset(
+        pairs,
+        input_size_px=plan.input_size_px,
+        crop_px=plan.crop_px,
+        recipe=plan.augment,
+        seed=plan.seed,
+    )
+    sampler = EpochSampler(len(dataset), repeats=plan.crops_per_image, seed=plan.seed)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(
+            sampler, batch_size=plan.batch_size // accelerator.num_processes, drop_last=False
+        ),
+        num_workers=num_workers,
+    )
+    model = UNet(width=plan.width, depth=plan.depth, norm=plan.norm)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    average = WeightAverage(model, plan.ema)
+
+    out.mkdir(parents=True, exist_ok=True)
+    history = _restore(out, plan, resume, model, optimizer, average)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    average.model.to(accelerator.device)
+    steps_an_epoch = len(loader)
+    loss_of = loss_function(plan.loss)
+
+    for epoch in range(len(history), plan.epochs):
+        sampler.epoch = epoch
+        model.train()
+        total = 0.0
+        for step, (image, target, weight) in enumerate(loader):
+            rate = learning_rate(plan, epoch * steps_an_epoch + step, plan.epochs * steps_an_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            image = image.to(memory_format=torch.channels_last)  # noqa: PLW2901 - same image, other strides
+            with accelerator.autocast():
+                logits = model(image)
+            loss = loss_of(logits.float(), target, weight)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update(accelerator.unwrap_model(model))
+            total += float(accelerator.reduce(loss.detach(), reduction="mean"))
+            progress.on_step(epoch, step + 1, steps_an_epoch, total / (step + 1))
+        if accelerator.is_main_process:
+            scores = mean_scores(
+                [
+                    judged.score
+                    for judged in predict_and_score(
+                        _validation_predictor(average.model, accelerator, plan), validation
+                    )
+                ]
+            )
+            result = EpochResult(epoch + 1, total / steps_an_epoch, scores.dice, scores.iou)
+            history.append(result)
+            _save_epoch(out, plan, history, average, accelerator.unwrap_model(model), optimizer)
+            progress.on_epoch(result)
+        else:
+            history.append(EpochResult(epoch + 1, total / steps_an_epoch, 0.0, 0.0))
+        accelerator.wait_for_everyone()
+        if stop_after_epoch is not None and epoch + 1 >= stop_after_epoch:
+            break
+    return history
+
+
+def _validation_predictor(
+    model: nn.Module, accelerator: Accelerator, plan: TrainingPlan
+) -> Predictor:
+    device = str(accelerator.device)
+    placement = Placement(device, "float32", "validation")
+    return Predictor(copy.deepcopy(model), placement, plan.input_size_px)
+
+
+def _restore(  # noqa: PLR0917 - the parts of one state
+    out: Path,
+    plan: TrainingPlan,
+    resume: bool,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+) -> list[EpochResult]:
+    state_file = out / STATE
+    if not state_file.exists():
+        return []
+    if not resume:
+        raise UsageError(
+            f"{out} holds a training already: continue it with --resume, or name another folder"
+        )
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    if state["plan"] != plan.as_json():
+        changed = sorted(
+            key for key, value in plan.as_json().items() if state["plan"].get(key) != value
+        )
+        raise UsageError(
+            f"{out} holds a training with another {', '.join(changed)}: resume it with the same "
+            "options, or name another folder"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    average.restore(state["average"])
+    history = [EpochResult(**epoch) for epoch in state["history"]]
+    logger.info("resuming after epoch {} of {}", len(history), plan.epochs)
+    return history
+
+
+def _save_epoch(  # noqa: PLR0917 - the parts of one state
+    out: Path,
+    plan: TrainingPlan,
+    history: list[EpochResult],
+    average: WeightAverage,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    latest = history[-1]
+    spec = ModelSpec(
+        width=plan.width,
+        depth=plan.depth,
+        norm=plan.norm,
+        input_size_px=plan.input_size_px,
+        training_data=f"{plan.dataset.name}/train, augmentation {plan.augment}, seed {plan.seed}",
+        metrics={"val_dice": latest.dice, "val_iou": latest.iou, "epoch": float(latest.epoch)},
+    )
+    weights = copy.deepcopy(average.model).cpu()
+    save_checkpoint(out / LAST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
+    if latest.dice >= max(result.dice for result in history):
+        save_checkpoint(out / BEST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
+    (out / HISTORY).write_text(
+        json.dumps({"plan": plan.as_json(), "epochs": [asdict(r) for r in history]}, indent=2)
+    )
+    save_curves(history, out / "curves.png")
+    _log_tensorboard(out, latest)
+    # The state goes last: an epoch counts as done only when all of the above lies on disk.
+    part = out / (STATE + ".part")
+    torch.save(
+        {
+            "plan": plan.as_json(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.state(),
+            "history": [asdict(result) for result in history],
+        },
+        part,
+    )
+    part.replace(out / STATE)
+
+
+def _log_tensorboard(out: Path, result: EpochResult) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import
+
+    with SummaryWriter(log_dir=str(out / "tensorboard")) as writer:
+        for name in ("loss", "dice", "iou"):
+            writer.add_scalar(name, getattr(result, name), result.epoch)
