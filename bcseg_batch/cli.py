@@ -59,7 +59,7 @@ def _root(
 
 
 @app.command("process-dir")
-def process_dir_command(  # noqa: PLR0917 - typer gives every option by name
+def process_dir_command(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="Folder with photographs.", show_default=False)
     ],
@@ -98,7 +98,7 @@ def process_dir_command(  # noqa: PLR0917 - typer gives every option by name
     ] = False,
 ) -> None:
     """Process a folder of photographs once; run it again to resume or to catch up."""
-    from bcseg_batch.settings import load_settings  # noqa: PLC0415
+    from bcseg_batch.settings import load_settings
 
     loaded = load_settings(
         settings_file,
@@ -123,21 +123,21 @@ def process_dir_command(  # noqa: PLR0917 - typer gives every option by name
 def _process_dir(
     loaded: "LoadedSettings", source: Path, output: Path, *, overwrite: bool
 ) -> "tuple[Summary, int]":
-    from loguru import logger  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
+    from loguru import logger
+    from rich.console import Console
 
-    from bcseg_batch.intake.ignore import IgnoreRules  # noqa: PLC0415
-    from bcseg_batch.service.log import log_to_terminal  # noqa: PLC0415
-    from bcseg_batch.service.process_dir import check_folders, process_dir  # noqa: PLC0415
-    from bcseg_batch.service.progress import ProgressBar, ProgressLines  # noqa: PLC0415
-    from bcseg_batch.service.stop import StopSignals  # noqa: PLC0415
+    from bcseg_batch.intake.ignore import IgnoreRules
+    from bcseg_batch.service.log import log_to_terminal
+    from bcseg_batch.service.process_dir import check_folders, process_dir
+    from bcseg_batch.service.progress import ProgressBar, ProgressLines
+    from bcseg_batch.service.stop import StopSignals
 
     console = Console(stderr=True)
     log_to_terminal(console)
     check_folders(source, output)  # before the seconds that the model takes
 
-    from bcseg_batch.service.build import build_engine  # noqa: PLC0415
-    from bcseg_batch.store.images import SUFFIXES  # noqa: PLC0415
+    from bcseg_batch.service.build import build_engine
+    from bcseg_batch.store.images import SUFFIXES
 
     engine = build_engine(loaded.settings)
     logger.info("{}", engine.description)
@@ -170,7 +170,7 @@ def _summary_json(summary: "Summary", output: Path) -> dict[str, Any]:
 
 
 def _print_summary(summary: "Summary", output: Path) -> None:
-    from bcseg_batch.text import printable  # noqa: PLC0415
+    from bcseg_batch.text import printable
 
     total = summary.done + summary.failed + summary.skipped
     lines = []
@@ -203,7 +203,7 @@ def _print_summary(summary: "Summary", output: Path) -> None:
 @app.command("show-settings")
 def show_settings_command(settings_file: SettingsFile = None) -> None:
     """Print the settings in effect and where each comes from."""
-    from bcseg_batch.settings import load_settings, render_settings  # noqa: PLC0415
+    from bcseg_batch.settings import load_settings, render_settings
 
     typer.echo(render_settings(load_settings(settings_file, {})), nl=False)
 
@@ -213,7 +213,7 @@ def main() -> None:
     try:
         app()
     except BcsegError as error:
-        from bcseg_batch.text import printable  # noqa: PLC0415
+        from bcseg_batch.text import printable
 
         for line in str(error).splitlines():
             print(f"bcseg-batch: {printable(line)}", file=sys.stderr)  # noqa: T201

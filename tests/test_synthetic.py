@@ -10,6 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bcseg_batch.errors import OutputError, UsageError
 from bcseg_training.synthetic import (
     Kind,
     SmearStyle,
@@ -20,11 +25,6 @@ from bcseg_training.synthetic import (
     typical_style,
     write_dataset,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
-from bcseg_batch.errors import OutputError, UsageError
 
 SMALL_HW = (120, 160)
 
@@ -294,7 +294,7 @@ def test_senseless_requests_are_refused_before_anything_is_written(
 def test_interrupted_run_leaves_no_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third rename never happens, as if the power had gone: final names are whole or absent."""
+    """The seventh rename never happens, as if the power had gone."""
     rename, calls = Path.replace, []
 
     def replace(self: Path, target: Path) -> Path:

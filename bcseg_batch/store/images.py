@@ -420,6 +420,7 @@ def _over_white(
         uint8 (H, W, 3), 0..255, rounded to nearest.
     """
     opacity = alpha[..., None].astype(np.uint16)
+    blended: npt.NDArray[np.uint16]
     if premultiplied:
         blended = np.minimum(colour + (255 - opacity), 255)
     else:

@@ -352,11 +352,11 @@ _ANGLES = np.linspace(0, 2 * np.pi, 720, endpoint=False, dtype=np.float32)
 
 def _equal_area(radii: FloatArray) -> FloatArray:
     """Contour r(angle), scaled to the area of the unit disc: area = 1/2 integral of r^2."""
-    return radii / np.sqrt(np.mean(radii**2))
+    return np.asarray(radii / np.sqrt(np.mean(radii**2)), dtype=np.float32)
 
 
 def _wavy(rng: np.random.Generator, amplitude: float, *, orders: int = 7) -> FloatArray:
-    """Closed random outline: a Fourier series whose terms fall off with their order squared."""
+    """Closed random outline: a Fourier series whose higher terms are smaller."""
     order = np.arange(2, orders + 1, dtype=np.float32)
     size = rng.normal(0, amplitude, order.size).astype(np.float32) / (order / 2) ** 1.5
     phase = rng.uniform(0, 2 * np.pi, order.size).astype(np.float32)
@@ -368,20 +368,21 @@ def _rounded(radii: FloatArray, width: float) -> FloatArray:
     """The outline with its corners smoothed over that angle."""
     near = _bump(0.0, width)
     smooth = np.fft.irfft(np.fft.rfft(radii) * np.fft.rfft(near / near.sum()), radii.size)
-    return smooth.astype(np.float32)
+    return np.asarray(smooth, dtype=np.float32)
 
 
 def _bump(angle: float, width: float, *, sharpness: float = 2.0) -> FloatArray:
     """Bump of height 1 at that angle on the circle of angles."""
     turn = np.abs((_ANGLES - angle + np.pi) % (2 * np.pi) - np.pi)
-    return np.exp(-((turn / np.float32(width)) ** np.float32(sharpness))).astype(np.float32)
+    bump = np.exp(-((turn / np.float32(width)) ** np.float32(sharpness)))
+    return np.asarray(bump, dtype=np.float32)
 
 
 def _ellipse(aspect: float) -> FloatArray:
     """Outline of an ellipse whose long axis lies along angle 0, of unit mean radius."""
     along, across = np.sqrt(aspect), 1 / np.sqrt(aspect)
     radii = 1 / np.hypot(np.cos(_ANGLES) / along, np.sin(_ANGLES) / across)
-    return radii.astype(np.float32)
+    return np.asarray(radii, dtype=np.float32)
 
 
 def _spiny(rng: np.random.Generator) -> FloatArray:
@@ -525,7 +526,7 @@ class _Layout:
         self._size = 0
 
     def _gaps(self, points: npt.NDArray[np.float64], radius_px: float) -> npt.NDArray[np.float64]:
-        """Distance from each point's cell to its nearest neighbour's, in radii; below 0: overlap."""
+        """Distance from a cell at each point to its nearest neighbour, in radii; below 0: overlap."""
         taken = self._taken[: self._size]
         if not self._size:
             return np.full(len(points), np.inf)
@@ -572,7 +573,8 @@ class _Layout:
             headings = self._rng.uniform(0, 2 * np.pi, 6)
         points = np.stack([x + apart_px * np.cos(headings), y + apart_px * np.sin(headings)], 1)
         best = int(np.argmax(self._gaps(points, radius_px)))
-        return self._take(*points[best].tolist(), radius_px, float(headings[best]))
+        x, y = points[best].tolist()
+        return self._take(x, y, radius_px, float(headings[best]))
 
     @property
     def size(self) -> int:
@@ -652,7 +654,7 @@ def _red_profile(
     # Light falls off to the rim on the far side of the doughnut, and one flank is often thicker.
     lean = rng.normal(0, 0.07, 2).astype(np.float32)
     profile *= 1 + lean[0] * patch.x + lean[1] * patch.y
-    return profile.astype(np.float32)
+    return np.asarray(profile, dtype=np.float32)
 
 
 def _spots(
@@ -962,7 +964,7 @@ def _compact(
 
 
 def _blur(image: FloatArray, sigma_px: float) -> FloatArray:
-    """Gaussian blur of float32 (H, W, 3); broad ones on a smaller picture, where they look alike."""
+    """Gaussian blur of float32 (H, W, 3); broad ones on a smaller picture, which looks alike."""
     if sigma_px < 0.2:
         return image
     shrink = int(min(sigma_px // 3, *(side // 8 for side in image.shape[:2])))
@@ -1031,17 +1033,17 @@ def _illumination(
     # Lamps and filters are a little uneven in colour too.
     tint = rng.normal(0, 0.012, 3).astype(np.float32) * np.float32(min(1, 10 * style.gradient))
     colour = field[..., None] * (1 + side[..., None] * tint)
-    return (colour * np.array(style.background_rgb, dtype=np.float32)).astype(np.float32)
+    return np.asarray(colour * np.array(style.background_rgb), dtype=np.float32)
 
 
 def _camera(rng: np.random.Generator, levels: FloatArray, style: SmearStyle) -> FloatArray:
     """Tone curve and sensor noise (shot noise grows as the root of the light)."""
-    levels = np.clip(levels / 255, 0, 1) ** np.float32(style.contrast) * np.float32(255)
+    toned = np.clip(levels / 255, 0, 1) ** np.float32(style.contrast) * np.float32(255)
     noise = rng.standard_normal(levels.shape, dtype=np.float32)
     # Colour sensors fill two of three values from their neighbours: noise is not white.
     noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32) * np.float32(2.0)
-    shot = np.sqrt(np.float32(0.15) + np.float32(0.85) * levels / 255)
-    return levels + noise * shot * np.float32(style.noise_levels)
+    shot = np.sqrt(np.float32(0.15) + np.float32(0.85) * toned / 255)
+    return toned + noise * shot * np.float32(style.noise_levels)
 
 
 def _jpeg(image: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -99,12 +98,24 @@ class EpochResult:
     iou: float
 
 
-@dataclass(slots=True)
-class Progress:
-    """What training tells while it runs; the command line shows it as a bar."""
+class Progress(Protocol):
+    """What is told while a training runs."""
 
-    on_step: Callable[[int, int, int, float], None] = field(default=lambda *_: None)
-    on_epoch: Callable[[EpochResult], None] = field(default=lambda *_: None)
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """A step is through: epoch counted from 0, step from 1, mean loss of the epoch so far."""
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """An epoch is through and saved."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Say nothing."""
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """Say nothing."""
 
 
 def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
@@ -191,7 +202,7 @@ def train(
     Raises:
         UsageError: the data set cannot be used, or `out` holds another training.
     """
-    progress = progress or Progress()
+    progress = progress or Silent()
     accelerator = accelerator or Accelerator()
     set_seed(plan.seed)
     pairs = usable_pairs(plan.dataset / "train")

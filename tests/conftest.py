@@ -1,0 +1,18 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real images beside the checkout; without it the test is skipped."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("BCSEG_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data (or BCSEG_DATA): real images are not in the repository")
+    return folder

@@ -1,0 +1,265 @@
+"""The command line of the training side: parse, call, and turn errors into exit codes."""
+
+# No `from __future__ import annotations` here: typer reads the annotations as they are.
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcseg_batch.errors import BcsegError
+from bcseg_batch.text import printable
+from bcseg_batch.version import __version__
+
+app = typer.Typer(
+    name="bcseg-train",
+    help="Make and judge the models that bcseg-batch runs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Dataset = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="Folder with train and val, or test.")
+]
+
+
+class LossChoice(StrEnum):
+    """Choices of --loss."""
+
+    BCE = "bce"
+    DICE = "dice"
+    BOTH = "bce+dice"
+
+
+class AugmentChoice(StrEnum):
+    """Choices of --augment."""
+
+    NONE = "none"
+    STANDARD = "standard"
+
+
+class NormChoice(StrEnum):
+    """Choices of --norm."""
+
+    NONE = "none"
+    BATCH = "batch"
+    GROUP = "group"
+
+
+class ScheduleChoice(StrEnum):
+    """Choices of --schedule."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+
+
+class StyleChoice(StrEnum):
+    """Choices of --style."""
+
+    TYPICAL = "typical"
+    VARIED = "varied"
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"bcseg-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("check")
+def check_command(dataset: Dataset) -> None:
+    """Look a data set over: pairs, sizes, mask values, duplicates. Exit code 1 on a problem."""
+    from bcseg_training.check import check_dataset
+
+    report = check_dataset(dataset)
+    for name, count in report.pairs.items():
+        typer.echo(f"{name}: {count} pairs")
+    for (width, height), count in report.sizes_wh_px.most_common():
+        typer.echo(f"{count} of {width}x{height}")
+    typer.echo(f"cells cover {report.foreground_fraction:.1%} on average")
+    for remark in report.remarks:
+        typer.echo(f"remark: {printable(remark)}")
+    for problem in report.problems:
+        typer.echo(f"problem: {printable(problem)}")
+    typer.echo(f"{len(report.problems)} problems, {len(report.remarks)} remarks")
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command("train")
+def train_command(
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, curves and logs.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training set.")] = 2,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the first step.")] = 64,
+    depth: Annotated[int, typer.Option(min=1, max=6, help="Encoder steps.")] = 4,
+    norm: Annotated[NormChoice, typer.Option(help="Normalisation layers.")] = NormChoice.NONE,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate at its peak.")] = 3e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items a step.")] = 8,
+    loss: Annotated[LossChoice, typer.Option(help="Loss.")] = LossChoice.BCE,
+    augment: Annotated[AugmentChoice, typer.Option(help="Augmentation.")] = AugmentChoice.NONE,
+    crop_px: Annotated[
+        int, typer.Option(min=16, help="Side of an item; 512 is the whole image.")
+    ] = 512,
+    crops_per_image: Annotated[
+        int, typer.Option(min=1, help="Items from each image in an epoch.")
+    ] = 1,
+    schedule: Annotated[
+        ScheduleChoice, typer.Option(help="Course of the learning rate.")
+    ] = ScheduleChoice.CONSTANT,
+    ema: Annotated[
+        float, typer.Option(min=0, max=0.9999, help="Decay of the weights' average, 0 for none.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what lies in --out.")] = False,
+    stop_after_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Stop early, to be resumed.", show_default=False)
+    ] = None,
+    loader_processes: Annotated[int, typer.Option(min=0, help="Processes that augment.")] = 0,
+) -> None:
+    """Train a network; without options as the original did.
+
+    Several GPUs: accelerate launch -m bcseg_training.cli train DATASET --out DIR
+    """
+    from bcseg_batch.allocator import keep_freed_memory
+    from bcseg_training.progress import TrainingBar
+    from bcseg_training.train import TrainingPlan, train
+
+    keep_freed_memory()
+    plan = TrainingPlan(
+        dataset=dataset,
+        epochs=epochs,
+        width=width,
+        depth=depth,
+        norm=norm.value,
+        lr=lr,
+        batch_size=batch_size,
+        loss=loss.value,
+        augment=augment.value,
+        crop_px=crop_px,
+        crops_per_image=crops_per_image,
+        schedule=schedule.value,
+        ema=ema,
+        seed=seed,
+    )
+    with TrainingBar(epochs) as bar:
+        history = train(
+            plan,
+            out,
+            resume=resume,
+            stop_after_epoch=stop_after_epoch,
+            num_workers=loader_processes,
+            progress=bar,
+        )
+    best = max(history, key=lambda result: result.dice)
+    typer.echo(f"best epoch {best.epoch}: Dice {best.dice:.4f}, IoU {best.iou:.4f}: {out}")
+
+
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model file.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Folder with original and mask.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for scores.csv and worst.png.", show_default=False),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="[default: the checkpoint's own]", show_default=False),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, help="Images on the page of worst cases.")] = 6,
+    device: Annotated[str, typer.Option(help="Where the network runs.")] = "auto",
+) -> None:
+    """Judge a model at full image size: Dice, IoU, Hausdorff and F8, each image and the mean."""
+    from bcseg_training.evaluate import evaluate
+
+    scores, mean = evaluate(
+        checkpoint, dataset, out=out, threshold=threshold, worst=worst, device=device
+    )
+    typer.echo(f"{'image':<40} {'Dice':>7} {'IoU':>7} {'Hausd.':>7} {'F8':>7}")
+    for name, score in [*scores, ("mean", mean)]:
+        typer.echo(
+            f"{printable(name):<40} {score.dice:7.4f} {score.iou:7.4f} {score.hausdorff:7.4f} "
+            f"{score.f8:7.4f}"
+        )
+    if out is not None:
+        typer.echo(f"{out / 'scores.csv'}\n{out / 'worst.png'}")
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.safetensors")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET.pth")],
+) -> None:
+    """Write a model in the original's layout, for the original's scripts."""
+    from bcseg_training.convert import convert
+
+    convert(checkpoint, target, source_suffix=".safetensors", target_suffix=".pth")
+    typer.echo(str(target))
+
+
+@app.command("import")
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.pth")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET.safetensors")],
+) -> None:
+    """Take over a checkpoint.pth of the original's scripts."""
+    from bcseg_training.convert import convert
+
+    convert(checkpoint, target, source_suffix=".pth", target_suffix=".safetensors")
+    typer.echo(str(target))
+
+
+@app.command("synth")
+def synth_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the data set.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of smears.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same smears.")] = 0,
+    width_px: Annotated[int, typer.Option(min=64, help="Width of each.")] = 1600,
+    height_px: Annotated[int, typer.Option(min=64, help="Height of each.")] = 1200,
+    style: Annotated[
+        StyleChoice, typer.Option(help="One laboratory's look, or many.")
+    ] = StyleChoice.TYPICAL,
+) -> None:
+    """Generate smears with masks and instance labels as truth."""
+    from bcseg_training.synthetic import write_dataset
+
+    write_dataset(out, count=count, seed=seed, shape_hw=(height_px, width_px), style=style.value)
+    typer.echo(f"{count} smears with masks and labels in {out}")
+
+
+def main() -> None:
+    """Run the command line; every expected error ends in one sentence and its exit code."""
+    try:
+        app()
+    except BcsegError as error:
+        for line in str(error).splitlines():
+            print(f"bcseg-train: {printable(line)}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("bcseg"):
+            raise
+        print(  # noqa: T201
+            f"bcseg-train: {error.name} is not installed: pip install 'bcseg-batch[train]'",
+            file=sys.stderr,
+        )
+        sys.exit(78)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":  # for accelerate launch -m
+    main()
