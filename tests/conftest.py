@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from no_skips import NoSkips
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail on skipped tests where the run is told to."""
+    if os.environ.get("TESTS_MUST_NOT_SKIP"):
+        config.pluginmanager.register(NoSkips(), "no-skips")
 
 
 @pytest.fixture(scope="session")

@@ -45,12 +45,13 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 # In the order in which they are tried. Left out on purpose, see docs/inputs.md: formats that start
-# another program, that Pillow only names, and that wrap a second image of undeclared size.
+# another program, that Pillow only names or is about to drop, and that wrap a second image of
+# undeclared size.
 _PILLOW_FORMATS = tuple(
     name
     for name in (
         "JPEG", "PNG", "BMP", "WEBP", "JPEG2000", "GIF", "AVIF", "PPM", "DIB", "DCX", "DDS",
-        "FITS", "FLI", "FTEX", "GBR", "IM", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI",
+        "FITS", "FLI", "FTEX", "GBR", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI",
         "SUN", "XBM", "XPM", "TGA",
     )
     if name in Image.OPEN
@@ -59,7 +60,7 @@ _PILLOW_FORMATS = tuple(
 SUFFIXES: tuple[str, ...] = (
     ".apng", ".avif", ".avifs", ".avs", ".bif", ".bmp", ".btf", ".bw", ".dcx", ".dds", ".dib",
     ".eer", ".fit", ".fits", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".gel", ".gif", ".icb",
-    ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
+    ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx",
     ".lsm", ".mpo", ".msp", ".ndpi", ".pbm", ".pcd", ".pcoraw", ".pcx", ".pfm", ".pgm", ".png",
     ".pnm", ".ppm", ".psd", ".ptif", ".ptiff", ".pxr", ".qoi", ".qpi", ".qptiff", ".ras", ".rgb",
     ".rgba", ".scn", ".seq", ".sgi", ".stk", ".svs", ".tf2", ".tf8", ".tga", ".tif", ".tiff",

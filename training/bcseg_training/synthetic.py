@@ -361,7 +361,8 @@ def _wavy(rng: np.random.Generator, amplitude: float, *, orders: int = 7) -> Flo
     size = rng.normal(0, amplitude, order.size).astype(np.float32) / (order / 2) ** 1.5
     phase = rng.uniform(0, 2 * np.pi, order.size).astype(np.float32)
     waves = size[:, None] * np.cos(order[:, None] * _ANGLES + phase[:, None])
-    return np.maximum(1 + waves.sum(axis=0, dtype=np.float32), np.float32(0.3))
+    radii = np.maximum(1 + waves.sum(axis=0), 0.3)
+    return np.asarray(radii, dtype=np.float32)
 
 
 def _rounded(radii: FloatArray, width: float) -> FloatArray:
@@ -526,7 +527,7 @@ class _Layout:
         self._size = 0
 
     def _gaps(self, points: npt.NDArray[np.float64], radius_px: float) -> npt.NDArray[np.float64]:
-        """Distance from a cell at each point to its nearest neighbour, in radii; below 0: overlap."""
+        """Gap from a cell at each point to its nearest neighbour, in radii; below 0: overlap."""
         taken = self._taken[: self._size]
         if not self._size:
             return np.full(len(points), np.inf)

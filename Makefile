@@ -1,0 +1,46 @@
+# Everything a newcomer needs: `make demo`, then `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test slow lint types check clean
+
+demo: .venv/installed
+	$(BIN)/bcseg-batch process-dir samples demo-out
+	@echo
+	@echo "Open the pictures in demo-out/composites, and the masks in demo-out/masks."
+
+test: .venv/installed-test
+	$(BIN)/python -W error -m pytest -m "not slow"
+
+# Real parts and long runs: kill loops, small file systems, systemd.
+slow: .venv/installed-test
+	$(BIN)/python -W error -m pytest -m slow
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+# What CI runs, but for the installation of system packages.
+check: test lint types slow
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bcseg-batch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/python pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/python pyproject.toml
+	$(PIP) --editable '.[test]'
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
