@@ -137,7 +137,9 @@ def separate(mask: npt.NDArray[np.bool_], core: Floats | None = None) -> Labels:
     return _drop_small(labels, least_px=SPECK_PX, share=SPECK_SHARE)
 
 
-def fill_holes(mask: npt.NDArray[np.bool_], *, largest_share: float = 0.01) -> npt.NDArray[np.bool_]:
+def fill_holes(
+    mask: npt.NDArray[np.bool_], *, largest_share: float = 0.01
+) -> npt.NDArray[np.bool_]:
     """Fill holes up to a share of the image: larger ones are gaps between cells in a ring.
 
     Args:
@@ -215,13 +217,9 @@ def enlarge_labels(labels: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     shape_hw = mask.shape
     size_wh = (shape_hw[1], shape_hw[0])
     # A step of the coarse grid must not cut the fine outline: labels reach a coarse pixel further.
-    reached = cv2.resize(
-        expand_labels(labels, 1.5), size_wh, interpolation=cv2.INTER_NEAREST_EXACT
-    )
+    reached = cv2.resize(expand_labels(labels, 1.5), size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
     # Where the coarse label says cell a whole pixel inside its edge, it is one (a filled hole).
-    core = cv2.resize(
-        _eroded(labels), size_wh, interpolation=cv2.INTER_NEAREST_EXACT
-    )
+    core = cv2.resize(_eroded(labels), size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
     result: Labels = np.where(mask, reached, core).astype(np.int32)
     return result
 

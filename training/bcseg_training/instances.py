@@ -19,6 +19,7 @@ from bcseg_batch.segment.preprocess import preprocess, resize_rgb
 from bcseg_batch.store.images import decode_image
 from bcseg_training.dataset import MAX_PIXELS, Pair, read_original, read_truth, usable_pairs
 from bcseg_training.specimens import MIN_CELL_PX, components, looks_stained
+from bcseg_training.synthetic import Kind
 from bcseg_training.voc import Box, BoxedImage, boxed_images, held_out_stems, read_boxes
 
 Labels = npt.NDArray[np.int32]
@@ -190,7 +191,7 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
     for cells, boxes in images:
         extents = label_boxes(cells.labels)
         is_cell = cells.kinds != CellKind.PLATELET
-        wanted = [b for b in boxes if b.kind != CellKind.PLATELET]
+        wanted = [b for b in boxes if b.kind != Kind.PLATELET]
         pairs = match(box_iou(extents[is_cell], _array(wanted)))
         named = cells.kinds[is_cell][pairs.found]
         kinds = np.array([int(b.kind) for b in wanted], dtype=np.uint8)
@@ -202,7 +203,7 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
         white += int((kinds == CellKind.WHITE_CELL).sum())
         white_hits += int((true_kinds == CellKind.WHITE_CELL).sum())
         white_right += int(((named == true_kinds) & (true_kinds == CellKind.WHITE_CELL)).sum())
-        small = [b for b in boxes if b.kind == CellKind.PLATELET]
+        small = [b for b in boxes if b.kind == Kind.PLATELET]
         platelets += len(small)
         platelet_hits += len(match(box_iou(extents[~is_cell], _array(small)), 0.3).ious)
     recall, precision = _ratio(hits, true), _ratio(hits, found)

@@ -74,13 +74,15 @@ def background_colour(image: Bytes, cell: npt.NDArray[np.bool_]) -> npt.NDArray[
     if len(empty) < 0.02 * cell.size:
         grey = image.mean(axis=2)
         empty = image[grey >= np.percentile(grey, 90)]
-    return np.maximum(np.median(empty, axis=0), 1.0)
+    colour: npt.NDArray[np.float64] = np.maximum(np.median(empty, axis=0), 1.0)
+    return colour
 
 
 def optical_density(image: Bytes, background: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Beer-Lambert density against the empty slide, mean of the channels: float32 (H, W), >= 0."""
     light = (image.astype(np.float32) + 1) / (background.astype(np.float32) + 1)
-    return np.maximum(-np.log(light).mean(axis=2), np.float32(0))
+    density: npt.NDArray[np.float32] = np.maximum(-np.log(light).mean(axis=2), np.float32(0))
+    return density
 
 
 def looks_stained(image: Bytes) -> npt.NDArray[np.bool_]:
@@ -125,9 +127,10 @@ def core_of(labels: Labels) -> npt.NDArray[np.bool_]:
         bool (H, W).
     """
     core = np.zeros(labels.shape, dtype=bool)
-    for index, window in enumerate(ndimage.find_objects(labels), start=1):
-        if window is None:
-            continue
+    present = np.unique(labels[labels > 0])
+    windows = ndimage.find_objects(labels)
+    for index in present.tolist():
+        window = windows[index - 1]
         inside = labels[window] == index
         sides = [
             (int(part.start > 0), int(part.stop < length))
@@ -218,9 +221,7 @@ def ellipse_labels(
     return labels, radius
 
 
-def from_boxes(
-    image: Bytes, boxes: Sequence[Box], white: npt.NDArray[np.bool_] | None
-) -> Specimen:
+def from_boxes(image: Bytes, boxes: Sequence[Box], white: npt.NDArray[np.bool_] | None) -> Specimen:
     """Make a specimen of a photograph with boxes.
 
     A red cell becomes the ellipse inscribed in its box, a white cell its mask where there is one,

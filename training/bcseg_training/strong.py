@@ -70,16 +70,17 @@ def crop(
     height, width = image.shape[:2]
     zoom *= full.image.shape[1] / width
     stretch = np.exp(0.5 * rng.uniform(-1, 1) * np.log(ASPECT))
-    angle = rng.choice([0, 0.5, 1, 1.5]) * np.pi if rng.random() < 0.4 else rng.uniform(0, 2 * np.pi)
+    # Photographs lie square: many crops keep their stretch along the axes, as the input does.
+    if rng.random() < 0.4:
+        angle = float(rng.choice([0, 0.5, 1, 1.5])) * np.pi
+    else:
+        angle = rng.uniform(0, 2 * np.pi)
     flip = rng.choice([-1.0, 1.0])
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = rotation @ np.diag([zoom * stretch * flip, zoom / stretch])
     reach = 0.5 * size_px / zoom
     centre = np.array(
-        [
-            rng.uniform(min(reach, side / 2), max(side - reach, side / 2))
-            for side in (width, height)
-        ]
+        [rng.uniform(min(reach, side / 2), max(side - reach, side / 2)) for side in (width, height)]
     )
     matrix = np.column_stack([linear, 0.5 * size_px - linear @ centre])
     size_wh = (size_px, size_px)
@@ -156,8 +157,8 @@ def relight(rng: np.random.Generator, lit: Floats) -> Floats:
         flare = np.float32(rng.uniform(0, 0.25))
         lit = lit * (1 - flare) + flare * np.float32(rng.uniform(80, 230))
     if rng.random() < 0.5:
-        gamma = np.float32(np.exp(rng.normal(0, 0.22)))
-        lit = 255 * np.clip(lit / 255, 0, 1) ** gamma
+        gamma = np.exp(rng.normal(0, 0.22))
+        lit = (255 * np.clip(lit / 255, 0, 1) ** gamma).astype(np.float32)
     return lit
 
 

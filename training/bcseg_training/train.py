@@ -330,9 +330,9 @@ def start_from(model: UNet, checkpoint: Path) -> None:
         if given is None or (given.shape != tensor.shape and not head):
             raise UsageError(f"{checkpoint} is another network: its {name} does not fit")
         shared = min(len(given), len(tensor)) if head else None
-        if head:
+        if tensor.ndim:
             tensor[:shared] = given[:shared]
-        else:
+        else:  # BatchNorm counts its batches in a number
             tensor.copy_(given)
     model.load_state_dict(weights)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree  # the files are the user's own training data
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from xml.etree import ElementTree  # the files are the user's own training data
 
 from bcseg_batch.errors import UsageError
 from bcseg_training.synthetic import Kind
