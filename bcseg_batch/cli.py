@@ -327,6 +327,53 @@ def retry_command(
         typer.echo(f"{ledger.retry(pattern)} images are tried again")
 
 
+@app.command("logs")
+def logs_command(
+    settings_file: SettingsFile = None,
+    state_dir: StateDir = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the log files.", show_default=False),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    image: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Of images like this only.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Of this weight and above.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Such as 2h, 1d12h or 2026-03-01T08:30.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="decode, network, write or record.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the daemon's log files back, rotated and compressed ones too."""
+    import os
+    from datetime import UTC, datetime
+
+    from bcseg_batch.service.log import log_folder
+    from bcseg_batch.service.logfile import LogQuery, parse_since, read_logs, render, to_json
+    from bcseg_batch.settings import load_settings
+
+    loaded = load_settings(settings_file, {"folders.state": state_dir, "log.folder": log_dir})
+    settings = loaded.settings
+    if settings.log.folder is not None:
+        folder = settings.log.folder
+    else:
+        folder = log_folder(settings.log, _state_folder(settings_file, state_dir), os.environ)
+    query = LogQuery(
+        image=image,
+        level=level,
+        since=None if since is None else parse_since(since, datetime.now(UTC)),
+        stage=stage,
+    )
+    for line in read_logs(folder, query, follow=follow):
+        typer.echo(to_json(line).rstrip("\n") if as_json else render(line))
+
+
 @app.command("check")
 def check_command(
     settings_file: SettingsFile = None,

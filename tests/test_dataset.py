@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return write_blots(tmp_path, train=3, val=0) / "train"
 
 
-def held(folder: Path, recipe: Recipe = "standard", *, seed: int = 5, crop_px: int = 64):
+def held(
+    folder: Path, recipe: Recipe = "standard", *, seed: int = 5, crop_px: int = 64
+) -> SegmentationDataset:
     return SegmentationDataset(
         usable_pairs(folder), input_size_px=64, crop_px=crop_px, recipe=recipe, seed=seed
     )

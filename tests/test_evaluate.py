@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ from bcseg_training.dataset import usable_pairs
 from bcseg_training.evaluate import evaluate, mean_scores, predict_and_score
 from bcseg_training.metrics import MaskScore, score_mask
 from bcseg_training.plots import agreement_picture
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, which on a busy machine they wait for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Darkness(nn.Module):
@@ -41,7 +51,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "m.safetensors"
 
 
-def judge(checkpoint: Path, folder: Path, out: Path | None = None, **changes: object):
+def judge(
+    checkpoint: Path, folder: Path, out: Path | None = None, **changes: object
+) -> tuple[list[tuple[str, MaskScore]], MaskScore]:
     options = {"threshold": None, "worst": 2, "device": "cpu", **changes}
     return evaluate(checkpoint, folder, out=out, **options)  # type: ignore[arg-type]  # by name
 

@@ -15,11 +15,21 @@ from bcseg_batch.segment.checkpoint import load_checkpoint
 from bcseg_batch.segment.model import Norm, UNet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
 
 State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, which on a busy machine they wait for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def original_state(width: int, *, seed: int, depth: int = 4, out_channels: int = 1) -> State:

@@ -181,7 +181,7 @@ def test_a_fault_of_the_code_is_not_blamed_on_the_device() -> None:
 
 def test_a_refused_network_is_a_device_error() -> None:
     class Refused(nn.Module):
-        def to(self, *_: object, **__: object) -> Refused:  # type: ignore[override]  # only raises
+        def to(self, *_: object, **__: object) -> Refused:
             raise RuntimeError("no kernel image is available")
 
     with pytest.raises(DeviceError, match=r"cpu refuses the network: no kernel"):

@@ -91,7 +91,7 @@ def log_of_the_daemon(
 
     shown = to_journal if is_journal(stream, environ) else show
     logger.remove()
-    sink = LimitedSink([shown, file.write], at_end=file.close)
+    sink = LimitedSink([file.write, shown], at_end=file.close)
     logger.add(sink, level=settings.level, format="{message}", backtrace=False, diagnose=False)
     _take_in_libraries()
 

@@ -71,8 +71,8 @@ def render_overview(facts: dict[str, Any]) -> str:
             f"watching   {said['input']} by {said['watch_mode'] or 'nothing'}"
             + (f" ({said['watch_reason']})" if said["watch_reason"] else ""),
             f"writing    {said['output']}",
-            f"model      {said['model']} ({said['model_sha256'][:12]}) on {said['device']} in "
-            f"{said['dtype']}",
+            f"model      {said['model']} ({said['model_sha256'][:12]})",
+            f"device     {said['device']} in {said['dtype']}",
         ]
         if facts["alive"]:
             lines.append(f"settling   {said['settling']}, in flight {said['in_flight']}")

@@ -232,6 +232,7 @@ class _Run:
     def _until_stopped(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
         for file in files:
             if self._stop.requested:
+                logger.info("stopping: finishing what is under way; a second signal ends at once")
                 return
             yield file
 
