@@ -116,6 +116,9 @@ class Predictor:
         self.input_size_px = input_size_px
         self._device = torch.device(placement.device)
         self._dtype = _DTYPES[placement.dtype]
+        if placement.dtype == "float32" and self._device.type == "cuda":
+            # cuDNN would compute in TF32, of 10 bits, and call it float32.
+            torch.backends.cudnn.allow_tf32 = False
         try:
             self._model = model.eval().to(self._device, self._dtype)
             # By name: the overload that takes a memory format takes nothing else in torch's types.

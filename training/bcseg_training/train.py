@@ -258,7 +258,13 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update(accelerator.unwrap_model(model))
-            total += float(accelerator.reduce(loss.detach(), reduction="mean"))
+            mean_loss = float(accelerator.reduce(loss.detach(), reduction="mean"))
+            if not math.isfinite(mean_loss):
+                raise UsageError(
+                    f"the training diverged in epoch {epoch + 1}: the loss is {mean_loss}: lower "
+                    "--lr; the checkpoints of the epochs before are whole"
+                )
+            total += mean_loss
             progress.on_step(epoch, step + 1, steps_an_epoch, total / (step + 1))
         if accelerator.is_main_process:
             scores = mean_scores(
