@@ -4,6 +4,7 @@
 import io
 import json
 import sys
+import traceback
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -128,16 +129,17 @@ def _process_dir(
     from rich.console import Console
 
     from bcseg_batch.intake.ignore import IgnoreRules
+    from bcseg_batch.service.folders import check_folders
     from bcseg_batch.service.log import log_to_terminal
-    from bcseg_batch.service.process_dir import check_folders, process_dir
     from bcseg_batch.service.progress import ProgressBar, ProgressLines
     from bcseg_batch.service.stop import StopSignals
 
     console = Console(stderr=True)
     log_to_terminal(console)
-    check_folders(source, output)  # before the seconds that the model takes
+    check_folders(source, output)  # before the seconds that torch and the model take
 
     from bcseg_batch.service.build import build_engine
+    from bcseg_batch.service.process_dir import process_dir
     from bcseg_batch.store.images import SUFFIXES
 
     engine = build_engine(loaded.settings)
@@ -418,3 +420,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - a bug: told whole, with a code of its own (EX_SOFTWARE)
+        traceback.print_exc()
+        sys.exit(BcsegError.exit_code)

@@ -212,7 +212,7 @@ def test_help_and_version_need_no_torch() -> None:
         "    main()\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
-        "print(*sorted({'torch', 'cv2', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)), file=sys.stderr)\n"
+        "print(*sorted({'torch', 'cv2', 'numpy', 'PIL'} & set(sys.modules)), file=sys.stderr)\n"
     )
     for arguments in (["--help"], ["process-dir", "--help"], ["--version"]):
         result = subprocess.run(
@@ -241,7 +241,9 @@ def test_every_odd_file_ends_in_a_record_and_nothing_but_the_log_is_on_stderr(
             with Image.open(output / str(record["mask"])) as mask:
                 assert mask.size == (record["width_px"], record["height_px"])
         else:
-            assert re.match(r"\w*Image\w*Error: .*" + re.escape(str(record["image"])), str(record["error"]))
+            assert re.match(
+                r"\w*Image\w*Error: .*" + re.escape(str(record["image"])), str(record["error"])
+            )
     again = run("process-dir", source, output, "--model", tiny_model, *CPU)
     assert again.returncode == 1
     assert records(output) == first
@@ -317,9 +319,7 @@ def test_a_checkpoint_of_the_original_gives_the_original_s_pictures(
     torch.save(network.state_dict(), checkpoint)
     settings = tmp_path / "png.toml"
     settings.write_text('[outputs]\ncomposite_format = "png"\n')
-    result = run(
-        "process-dir", source, output, "--model", checkpoint, *CPU, "--settings", settings
-    )
+    result = run("process-dir", source, output, "--model", checkpoint, *CPU, "--settings", settings)
     assert result.returncode == 0, result.stderr
 
     with Image.open(output / "masks/a_mask.png") as image:
@@ -431,3 +431,16 @@ def test_killed_again_and_again_every_image_is_done_once_and_whole(
     assert len(pictures) == 2 * len(inputs)
     assert pictures == {str(r[kind]) for r in records(output) for kind in ("mask", "composite")}
     assert set(tree(output)) - pictures == {".bcseg.lock", "results.jsonl", "results.csv"}
+
+
+def test_a_bug_is_told_whole_and_has_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 70
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err

@@ -138,7 +138,10 @@ def test_without_recursion_only_the_folder_itself(source: Path, output: Path) ->
     assert (summary.done, summary.ignored) == (1, 1)
 
 
-ODD_NAMES = ["a b.png", "a\nb.png", "é.png", "e\u0301.png", "\udcff.png", "%s{0}.png", "-rf.png", "A.png", "a.png"]  # fmt: skip
+ODD_NAMES = [
+    "a b.png", "a\nb.png", "é.png", "e\u0301.png", "\udcff.png", "%s{0}.png", "-rf.png", "A.png",
+    "a.png",
+]  # fmt: skip
 
 
 def test_any_name_gets_its_outputs_and_is_done_once(source: Path, output: Path) -> None:

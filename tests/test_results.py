@@ -85,6 +85,7 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_nothing_else(tmp_path: Path) -
             assert results.known("b.jpg") is None
             assert len(results.repaired) == (1 if length else 0)
             assert results.append(done("b.jpg"))
+            assert [record["image"] for record in results.records()] == ["a.jpg", "b.jpg"]
         assert path.read_bytes() == first + second
 
 

@@ -53,7 +53,7 @@ def test_systemd_has_nothing_to_say_against_the_unit(unit: Path) -> None:
 @needs_analyze
 def test_the_service_is_hardly_exposed(unit: Path) -> None:
     gpu = unit.with_name(f"{unit.name}.d").exists()
-    assert exposure(unit) <= (1.6 if gpu else 1.2)
+    assert exposure(unit) <= (1.4 if gpu else 1.2)
 
 
 @needs_analyze

@@ -353,6 +353,6 @@ def test_an_odd_width_with_normalisation(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_a_training_that_diverges_says_so_and_stops(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="diverged in epoch 1.*lower --lr"):
+    with pytest.raises(UsageError, match=r"diverged in epoch 1.*lower --lr"):
         train(tiny_plan(dataset, lr=1e30), tmp_path / "out")
     assert not (tmp_path / "out" / "last.safetensors").exists()

@@ -7,12 +7,14 @@ moment: an attempt is written down before the work, a result after it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from bcseg_batch.store.dispose import Action, Disposal, Ending, dispose
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
 from bcseg_batch.store.lock import take_lock
-from bcseg_batch.store.outputs import OutputFolder
+from bcseg_batch.store.outputs import OutputFolder, is_output_folder
 from bcseg_batch.store.results import ResultsFollower
 from bcseg_batch.version import __version__
 
@@ -49,6 +51,7 @@ _TABLE_DELAY_S = 5.0
 _TABLE_SHARE = 0.02
 _LONGEST_BACKOFF_S = 60.0
 _EXPORT_AT_ONCE = 1000
+_DISPOSE_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +178,11 @@ class Daemon:
         self._in_flight: dict[str, InputFile] = {}
         self._unrecorded: list[Outcome] = []
         self._truncated: dict[str, int] = {}
-        self._has_suspects = False
+        self._has_suspects = self._is_careful = False
         self._done = self._failed = 0
         self._backoff_s = 0.0
         self._announced = False
+        self._undisposed = True
         now_s = time.monotonic()
         self._progress_s = now_s  # when anything last came out, or went in
         self._ping_s = self._status_s = 0.0
@@ -197,11 +201,10 @@ class Daemon:
         self._notifier.status("opening the ledger and the output folder")
         with (
             self._lock,
-            OutputFolder(self._folders.output) as self._outputs,
+            contextlib.ExitStack() as self._output_files,
             Ledger(self._folders.state / LEDGER_NAME) as self._ledger,
-            ResultsFollower(self._folders.output) as self._results,
         ):
-            self._output_identity = _identity(self._folders.output)
+            self._open_output()
             self._recover()
             self._intake = self._make_intake()
             self._metrics = self._make_metrics()
@@ -211,6 +214,7 @@ class Daemon:
                     self._work()
                     if self._signals.take_reload():
                         self._reload()
+                self._say_stopping()
             finally:
                 self._intake.stop()
                 self._metrics.stop()
@@ -220,19 +224,23 @@ class Daemon:
 
     def _work(self) -> None:
         """Process until a stop or a reload is asked for; pause where nothing can be written."""
-        pipeline = Pipeline(
-            self._engine.predictor,
-            self._outputs,
-            self._ledger,
-            self._engine.options,
-            observe=self._metrics.observe_stage,
-        )
         self._state = "running"
+        self._is_careful = self._has_suspects
+        options = self._engine.options
         try:
             self._settle_accounts()
+            pipeline = Pipeline(
+                self._engine.predictor,
+                self._outputs,
+                self._ledger,
+                # One that is tried alone need not wait for company.
+                replace(options, batch_size=1) if self._is_careful else options,
+                observe=self._metrics.observe_stage,
+            )
             for outcome in pipeline.process(self._feed()):
                 self._take(outcome)
             self._commit()
+            self._give_back()  # what the feed was interrupted with
         except OutputError as error:
             self._pause(error)
         except DeviceError:
@@ -246,11 +254,17 @@ class Daemon:
             self._beat()
             self._admit(self._intake.poll())
             files = self._next_files()
-            yield from files
+            yield from itertools.takewhile(lambda _: not self._interrupted, files)
             if not files:
+                if not self._in_flight:
+                    self._forgive_output()
                 self._intake.wait(_TICK_S if self._in_flight else _IDLE_TICK_S)
                 yield None
         if self._ending:
+            self._say_stopping()
+
+    def _say_stopping(self) -> None:
+        if self._state != "stopping":
             self._state = "stopping"
             self._notifier.stopping("finishing what is under way")
 
@@ -260,7 +274,8 @@ class Daemon:
 
     @property
     def _interrupted(self) -> bool:
-        return self._ending or self._signals.reload_requested
+        suspects_are_through = self._is_careful and not self._has_suspects
+        return self._ending or self._signals.reload_requested or suspects_are_through
 
     @property
     def _idle_long_enough(self) -> bool:
@@ -305,6 +320,7 @@ class Daemon:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError:
             return False  # the pipeline finds out, and says, what is wrong with it
+        self._notifier.watchdog()  # a restored backup has thousands of these
         return digest == self._ledger.sha256_of(file.image)
 
     def _next_files(self) -> list[InputFile]:
@@ -349,8 +365,8 @@ class Daemon:
         """Keep an outcome for the next commit, or send its file back to settle."""
         self._progress_s = time.monotonic()
         self._notifier.watchdog()
-        self._backoff_s = 0.0
-        self._troubles.pop("output", None)
+        if outcome.status is Status.DONE:  # others wrote nothing, and prove nothing of the disk
+            self._forgive_output()
         if outcome.status is Status.SKIPPED:
             self._send_back(outcome.image, wait_s=0.0)
             return
@@ -429,23 +445,29 @@ class Daemon:
 
     def _dispose(self) -> None:
         """Move or delete inputs that are through; where that fails, the images still go on."""
+        self._undisposed = True
         if "archive" in self._troubles and time.monotonic() < self._dispose_s:
             return
-        if self._intake.trouble is not None:
+        if not self._folders.input.is_dir() or self._intake.trouble is not None:
             return  # an unmounted folder would look as if all had been moved already
-        while due := self._ledger.disposals_due(self._folders.input, limit=100):
+        while due := self._ledger.disposals_due(self._folders.input, limit=_DISPOSE_AT_ONCE):
+            refused: OutputError | None = None
             for one in due:
                 try:
                     disposed = dispose(one)
                 except OutputError as error:
-                    if self._troubles.get("archive") != str(error):
-                        logger.error("{}", error)
-                    self._troubles["archive"] = str(error)
-                    self._dispose_s = time.monotonic() + self._settings.intake.rescan_interval_s
-                    return
+                    refused = refused or error  # the next may lie elsewhere, and go
+                    continue
                 self._ledger.disposal_done(one.file.image)
                 if disposed.ending is Ending.CHANGED:
                     self._intake.again(one.file.image)
+            if refused is not None:
+                if self._troubles.get("archive") != str(refused):
+                    logger.error("{}", refused)
+                self._troubles["archive"] = str(refused)
+                self._dispose_s = time.monotonic() + self._settings.intake.rescan_interval_s
+                return
+        self._undisposed = False
         self._troubles.pop("archive", None)
 
     # -- trouble ----------------------------------------------------------------------------------
@@ -479,6 +501,9 @@ class Daemon:
 
     def _settle_accounts(self) -> None:
         """Catch up on what an earlier failure or a dead process left undone."""
+        if "output" in self._troubles:
+            self._return_to_output()
+            self._write_status()  # the state folder's disk can be the full one
         self._give_back()
         self._commit()
         self._export()
@@ -512,6 +537,8 @@ class Daemon:
             self._settings, self._engine = settings, engine
             self._intake.stop()
             self._intake = self._make_intake()
+            placement = engine.predictor.placement
+            self._metrics.describe(engine.model_name, engine.options.model_sha256, placement.device)
             logger.info("reloaded: {}", engine.description)
         self._notifier.ready()
 
@@ -519,7 +546,11 @@ class Daemon:
         """Finish the books; what cannot be written now is caught up on at the next start."""
         self._state = "stopping"
         try:
-            self._settle_accounts()
+            # What has no outcome is not given back here: where the end is an unforeseen one, its
+            # attempt counts, or an image that brings the daemon down would do so for ever.
+            self._commit()
+            self._export()
+            self._dispose()
             if self._table_due_s is not None:
                 self._write_table()
             self._write_status()
@@ -531,7 +562,12 @@ class Daemon:
     def _beat(self) -> None:
         """Tell the world how things are, each at its own pace."""
         now_s = time.monotonic()
-        if self._in_flight or self._unrecorded or not self._intake.quiet:
+        if (
+            self._in_flight
+            or self._unrecorded
+            or not self._intake.quiet
+            or "output" in self._troubles
+        ):
             self._busy_s = now_s
         stalled = (
             bool(self._in_flight)
@@ -539,20 +575,20 @@ class Daemon:
         )
         if now_s - self._ping_s >= _PING_EVERY_S:
             self._ping_s = now_s
-            self._check_output()
             if not stalled:
                 self._notifier.watchdog()
-            if trouble := self._intake.trouble:
-                self._troubles["input"] = trouble
-            else:
-                self._troubles.pop("input", None)
+            self._note("input", self._intake.trouble)
+            self._note(
+                "pipeline",
+                f"nothing has come out for {now_s - self._progress_s:.0f} s" if stalled else None,
+            )
             self._metrics.gauge(
                 in_flight=len(self._in_flight),
                 settling=self._intake.settling,
-                healthy=not self._troubles and not stalled,
                 troubles=self._troubles,
             )
-            if "archive" in self._troubles:
+            self._check_output()
+            if self._undisposed:
                 self._dispose()
         if now_s - self._status_s >= _STATUS_EVERY_S:
             self._status_s = now_s
@@ -564,6 +600,36 @@ class Daemon:
             self._notifier.ready(self._one_line())
         if self._table_due_s is not None and now_s >= self._table_due_s:
             self._write_table()
+
+    def _note(self, place: str, trouble: str | None) -> None:
+        if trouble is None:
+            self._troubles.pop(place, None)
+        else:
+            self._troubles[place] = trouble
+
+    def _forgive_output(self) -> None:
+        """Take the output for sound again: something was written, or nothing is left to write."""
+        self._backoff_s = 0.0
+        self._troubles.pop("output", None)
+
+    def _open_output(self) -> None:
+        self._outputs = self._output_files.enter_context(OutputFolder(self._folders.output))
+        self._results = self._output_files.enter_context(ResultsFollower(self._folders.output))
+        self._output_identity = _identity(self._folders.output)
+
+    def _return_to_output(self) -> None:
+        """Go on in the output folder; in one that came back under another number, afresh.
+
+        A share that is mounted again may be another device to the kernel. The mark of an earlier
+        run tells it from the empty folder below its mount point.
+        """
+        folder = self._folders.output
+        with contextlib.suppress(OSError):
+            if _identity(folder) != self._output_identity and is_output_folder(folder):
+                with contextlib.suppress(OSError):  # closing what is gone
+                    self._output_files.close()
+                self._open_output()
+        self._check_output()
 
     def _check_output(self) -> None:
         """Notice an output share that was unmounted: writing would fill the disk beneath it."""
@@ -646,6 +712,7 @@ class Daemon:
             model=self._engine.model_name,
             model_sha256=self._engine.options.model_sha256,
             device=self._engine.predictor.placement.device,
+            stale_after_s=self._settings.service.stall_timeout_s,
         )
 
 

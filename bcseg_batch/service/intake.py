@@ -20,6 +20,7 @@ from bcseg_batch.items import InputFile
 _STEP_FILES = 500
 _TEND_EVERY_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
+_MISSED_KEPT = 100
 
 Known = Callable[[Sequence[InputFile]], AbstractSet[str]]
 """Says which of some files need no further look."""
@@ -77,6 +78,8 @@ class Intake:
         self._backoff_s = 0.0
         self._watch_trouble: str | None = None
         self._scan_trouble: str | None = None
+        self._missed: dict[str, str] = {}  # by this rescan, and by the one before
+        self._missed_before: dict[str, str] = {}
         self.rescans = 0
 
     @property
@@ -231,9 +234,20 @@ class Intake:
             return
         self._scan_trouble = None
         files = [found for found in step if isinstance(found, InputFile)]
+        for found in step:
+            if isinstance(found, IgnoredFile) and found.missed:
+                self._miss(found)
         known = self._known(files) if files else set()
         # Reversed, so that the oldest names are taken from the end first.
         self._held = [file for file in reversed(files) if file.image not in known]
         if len(step) < _STEP_FILES:
             self._scan = None
+            self._missed_before, self._missed = self._missed, {}
             self.rescans += 1
+
+    def _miss(self, found: IgnoredFile) -> None:
+        """Tell, once, of a place where images may lie that cannot be looked at."""
+        if len(self._missed) < _MISSED_KEPT:
+            self._missed[found.image] = found.reason
+            if self._missed_before.get(found.image) != found.reason:
+                logger.warning("{!r} in the input folder: {}", found.image, found.reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import (
@@ -32,9 +33,10 @@ class NoMetrics:
     def count(self, outcome: Outcome) -> None:
         """Do nothing."""
 
-    def gauge(
-        self, *, in_flight: int, settling: int, healthy: bool, troubles: Mapping[str, str]
-    ) -> None:
+    def gauge(self, *, in_flight: int, settling: int, troubles: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def describe(self, model: str, model_sha256: str, device: str) -> None:
         """Do nothing."""
 
     def stop(self) -> None:
@@ -50,13 +52,23 @@ class Metrics(NoMetrics):
         model: name of the model file.
         model_sha256: of the model file.
         device: where the network runs.
+        stale_after_s: a daemon that has said nothing for so long counts as unwell.
+        clock: monotonic, seconds.
 
     Raises:
         SettingsError: the port cannot be had.
     """
 
     def __init__(
-        self, address: str, port: int, *, model: str, model_sha256: str, device: str
+        self,
+        address: str,
+        port: int,
+        *,
+        model: str,
+        model_sha256: str,
+        device: str,
+        stale_after_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         registry = CollectorRegistry()
         self._images = Counter(
@@ -78,20 +90,26 @@ class Metrics(NoMetrics):
         self._settling = Gauge(
             "bcseg_settling_files", "Files waited for to keep still.", registry=registry
         )
-        self._healthy = Gauge("bcseg_healthy", "1 where nothing is amiss.", registry=registry)
+        Gauge("bcseg_healthy", "1 where nothing is amiss.", registry=registry).set_function(
+            lambda: float(not self.troubles())
+        )
         self._last_success = Gauge(
             "bcseg_last_success_timestamp_seconds",
             "When an image was last done.",
             registry=registry,
         )
-        Gauge(
+        self._model = Gauge(
             "bcseg_model_info",
             "Always 1; the labels tell the model.",
             ["model", "sha256", "device"],
             registry=registry,
-        ).labels(model, model_sha256, device).set(1)
+        )
+        self.describe(model, model_sha256, device)
         self._registry = registry
         self._troubles: Mapping[str, str] = {}
+        self._stale_after_s = stale_after_s
+        self._clock = clock
+        self._heard_s = clock()
         try:
             self._server = ThreadingHTTPServer((address, port), self._handler())
         except OSError as error:
@@ -123,14 +141,24 @@ class Metrics(NoMetrics):
         if outcome.status is Status.DONE:
             self._last_success.set_to_current_time()
 
-    def gauge(
-        self, *, in_flight: int, settling: int, healthy: bool, troubles: Mapping[str, str]
-    ) -> None:
+    def gauge(self, *, in_flight: int, settling: int, troubles: Mapping[str, str]) -> None:
         """Set what is true at the moment."""
         self._in_flight.set(in_flight)
         self._settling.set(settling)
-        self._healthy.set(healthy)
-        self._troubles = dict(troubles) if healthy or troubles else {"pipeline": "stalled"}
+        self._troubles = dict(troubles)
+        self._heard_s = self._clock()
+
+    def describe(self, model: str, model_sha256: str, device: str) -> None:
+        """Name the model in use."""
+        self._model.clear()
+        self._model.labels(model, model_sha256, device).set(1)
+
+    def troubles(self) -> Mapping[str, str]:
+        """Say what is amiss; a daemon that hangs cannot say it itself."""
+        silent_s = self._clock() - self._heard_s
+        if silent_s > self._stale_after_s:
+            return {**self._troubles, "pipeline": f"nothing was heard for {silent_s:.0f} s"}
+        return self._troubles
 
     def stop(self) -> None:
         """Close the server."""
@@ -146,7 +174,7 @@ class Metrics(NoMetrics):
                 if self.path == "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, generate_latest(metrics._registry))
                 elif self.path == "/healthz":
-                    troubles = metrics._troubles
+                    troubles = metrics.troubles()
                     text = json.dumps({"healthy": not troubles, "troubles": troubles}) + "\n"
                     self._answer(503 if troubles else 200, "application/json", text.encode())
                 else:

@@ -353,8 +353,9 @@ class _Flow:
 
     def predict(self) -> Iterator[Outcome]:
         """Run the network on a batch, where one is due, and have the results written."""
-        last = not self._open and not self._preparing
-        if not (self._waiting.due if self._open else self._waiting.full or last):
+        last = not self._open and not self._preparing and len(self._waiting) > 0
+        # Without a tick more files are at hand, and a batch need not go before it is full.
+        if not (self._waiting.full or last or (self._ticked and self._waiting.due)):
             return
         for result in self._pipeline.predict(self._waiting.take()):
             if isinstance(result, Outcome):

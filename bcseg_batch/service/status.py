@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bcseg_batch.store.lock import is_locked
-from bcseg_batch.store.outputs import write_whole
+from bcseg_batch.store.outputs import output_error
 
 STATUS_NAME = "status.json"
 LOCK_NAME = "daemon.lock"
@@ -25,8 +25,8 @@ class DaemonStatus:
         started_at: ISO 8601, UTC.
         updated_at: likewise; an old one of a living daemon means that it is stuck.
         state: `starting`, `running`, `paused`, `reloading` or `stopping`.
-        troubles: what keeps it from working, by place (`input`, `output`, `archive`); empty where
-            all is well.
+        troubles: what keeps it from working, by place (`input`, `output`, `archive`,
+            `pipeline`); empty where all is well.
         input: the input folder.
         output: the output folder.
         device: where the network runs.
@@ -68,7 +68,15 @@ def write_status(state_folder: Path, status: DaemonStatus) -> None:
         OutputError: the state folder cannot be written.
     """
     text = json.dumps(asdict(status), indent=2)
-    write_whole(state_folder / STATUS_NAME, text.encode("ascii") + b"\n")
+    path = state_folder / STATUS_NAME
+    part = path.with_name(f".{STATUS_NAME}.part")
+    try:
+        # Whole for every reader, but not forced to disk: no status outlives its process, and a
+        # disk should be let sleep.
+        part.write_bytes(text.encode("ascii") + b"\n")
+        part.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def read_status(state_folder: Path) -> dict[str, Any] | None:

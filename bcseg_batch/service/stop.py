@@ -52,8 +52,11 @@ class StopSignals:
 
     def take_reload(self) -> bool:
         """Say whether a SIGHUP came since the last time."""
-        requested, self._reload_requested = self._reload_requested, False
-        return requested
+        if not self._reload_requested:
+            return False
+        # One that comes between these lines is answered by the reload that follows.
+        self._reload_requested = False
+        return True
 
     def __enter__(self) -> StopSignals:
         if self._reload:

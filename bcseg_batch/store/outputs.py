@@ -101,6 +101,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_output_folder(root: Path) -> bool:
+    """Say whether a run has had a folder as its output folder."""
+    return (root / _LOCK_NAME).is_file()
+
+
 class OutputFolder:
     """One output folder, held by one run at a time.
 

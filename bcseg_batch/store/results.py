@@ -206,17 +206,28 @@ class ResultsFollower:
         self._file.close()
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
-        """Add records, but for those that a crash cut off from being noted as added.
+        """Add records, but for those that stand here already since noting them as added failed.
+
+        They are on disk when this returns.
 
         Raises:
             OutputError: they cannot be written.
         """
+        given: set[bytes] = set()
         for outcome in outcomes:
             record = to_record(outcome)
-            if _line(record) not in self._recent:
+            line = _line(record)
+            if line not in self._recent:
                 _write_line(self._file, self._path, record)
-        # Only the first records after a start can have been written before.
-        self._recent.clear()
+                self._recent.add(line)
+            given.add(line)
+        try:
+            # The ledger is about to note for good that they are here.
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        # Only the last ones can be given again: where noting them failed.
+        self._recent = given
 
     def write_csv(self, outcomes: Iterable[Outcome]) -> None:
         """Write `results.csv` anew from the last outcome of each image.
