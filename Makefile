@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A folder of its own for each run: what an aborted one left (mounts, say) is nobody else's trouble.
+PYTEST := scratch=$$(mktemp -d) && $(BIN)/python -W error -m pytest --basetemp=$$scratch/t
+CLEAN_UP := && rm -rf $$scratch
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test slow lint types check clean
@@ -12,11 +15,11 @@ demo: .venv/installed
 	@echo "Open the pictures in demo-out/composites, and the masks in demo-out/masks."
 
 test: .venv/installed-test
-	$(BIN)/python -W error -m pytest -m "not slow"
+	$(PYTEST) -m "not slow" $(CLEAN_UP)
 
 # Real parts and long runs: kill loops, small file systems, systemd.
 slow: .venv/installed-test
-	$(BIN)/python -W error -m pytest -m slow
+	$(PYTEST) -m slow $(CLEAN_UP)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

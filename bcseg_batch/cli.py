@@ -1,8 +1,10 @@
 """The command line: parse, build, call, and turn errors into exit codes."""
 
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
+import io
 import json
 import sys
+import traceback
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -127,16 +129,17 @@ def _process_dir(
     from rich.console import Console
 
     from bcseg_batch.intake.ignore import IgnoreRules
+    from bcseg_batch.service.folders import check_folders
     from bcseg_batch.service.log import log_to_terminal
-    from bcseg_batch.service.process_dir import check_folders, process_dir
     from bcseg_batch.service.progress import ProgressBar, ProgressLines
     from bcseg_batch.service.stop import StopSignals
 
     console = Console(stderr=True)
     log_to_terminal(console)
-    check_folders(source, output)  # before the seconds that the model takes
+    check_folders(source, output)  # before the seconds that torch and the model take
 
     from bcseg_batch.service.build import build_engine
+    from bcseg_batch.service.process_dir import process_dir
     from bcseg_batch.store.images import SUFFIXES
 
     engine = build_engine(loaded.settings)
@@ -174,7 +177,9 @@ def _print_summary(summary: "Summary", output: Path) -> None:
 
     total = summary.done + summary.failed + summary.skipped
     lines = []
-    if not total:
+    if summary.left:
+        lines.append(f"Interrupted with {summary.left} images left: run again to go on.")
+    elif not total:
         lines.append("Nothing to do: no image in the input folder.")
     elif total == summary.skipped and not summary.unsettled:
         lines.append(f"Nothing to do: all {total} images were done before.")
@@ -208,8 +213,203 @@ def show_settings_command(settings_file: SettingsFile = None) -> None:
     typer.echo(render_settings(load_settings(settings_file, {})), nl=False)
 
 
+StateDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of the ledger.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command("run")
+def run_command(
+    settings_file: SettingsFile = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="DIR", help="Folder to watch.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the results.", show_default=False),
+    ] = None,
+    state_dir: StateDir = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the log files.", show_default=False),
+    ] = None,
+    until_idle: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="End after this long without work."),
+    ] = None,
+) -> None:
+    """Watch a folder and process what comes, until told to stop."""
+    from bcseg_batch.service.daemon import Daemon, daemon_folders, leave_in_time
+    from bcseg_batch.service.log import log_of_the_daemon
+    from bcseg_batch.service.stop import StopSignals
+    from bcseg_batch.settings import Settings, load_settings
+
+    def load() -> Settings:
+        return load_settings(
+            settings_file,
+            {
+                "folders.input": source,
+                "folders.output": output,
+                "folders.state": state_dir,
+                "log.folder": log_dir,
+            },
+        ).settings
+
+    settings = load()
+    with StopSignals(reload=True) as signals:
+        log_of_the_daemon(settings.log, daemon_folders(settings).state)
+        daemon = Daemon(settings, reload=load, signals=signals, until_idle_s=until_idle)
+        leave_in_time(signals, settings.service.shutdown_timeout_s)
+        daemon.run()
+
+
+def _state_folder(settings_file: Path | None, state_dir: Path | None) -> Path:
+    from bcseg_batch.errors import SettingsError
+    from bcseg_batch.settings import load_settings
+
+    state = load_settings(settings_file, {"folders.state": state_dir}).settings.folders.state
+    if state is None:
+        raise SettingsError(
+            "which daemon? name its settings file with --settings, or its state folder with "
+            "--state-dir"
+        )
+    return state
+
+
+@app.command("status")
+def status_command(
+    settings_file: SettingsFile = None, state_dir: StateDir = None, as_json: AsJson = False
+) -> None:
+    """Show how the daemon is. Exit code 0: well; 1: in trouble; 3: not running."""
+    from bcseg_batch.service.overview import overview, render_overview
+
+    facts = overview(_state_folder(settings_file, state_dir))
+    typer.echo(json.dumps(facts, indent=2) if as_json else render_overview(facts))
+    raise typer.Exit(3 if not facts["alive"] else 1 if facts["troubles"] else 0)
+
+
+@app.command("failures")
+def failures_command(
+    settings_file: SettingsFile = None, state_dir: StateDir = None, as_json: AsJson = False
+) -> None:
+    """List the images that failed, the latest first."""
+    from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
+    from bcseg_batch.store.results import to_record
+    from bcseg_batch.text import printable
+
+    with Ledger.open_existing(_state_folder(settings_file, state_dir) / LEDGER_NAME) as ledger:
+        for failure in ledger.failures():
+            outcome = failure.outcome
+            if as_json:
+                typer.echo(json.dumps({**to_record(outcome), "attempts": failure.attempts}))
+            else:
+                typer.echo(
+                    f"{outcome.finished_at}  {printable(outcome.image)}  "
+                    f"({failure.attempts} x)  {printable(outcome.error or '')}"
+                )
+
+
+@app.command("retry")
+def retry_command(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATTERN]", help="Such as 'night/*.jpg'; all without it."),
+    ] = None,
+    settings_file: SettingsFile = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Put failed images back into the queue; a running daemon takes them up at once."""
+    from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
+
+    path = _state_folder(settings_file, state_dir) / LEDGER_NAME
+    with Ledger.open_existing(path, readonly=False) as ledger:
+        typer.echo(f"{ledger.retry(pattern)} images are tried again")
+
+
+@app.command("logs")
+def logs_command(
+    settings_file: SettingsFile = None,
+    state_dir: StateDir = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the log files.", show_default=False),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    image: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Of images like this only.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Of this weight and above.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Such as 2h, 1d12h or 2026-03-01T08:30.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="decode, network, write or record.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the daemon's log files back, rotated and compressed ones too."""
+    import os
+    from datetime import UTC, datetime
+
+    from bcseg_batch.service.log import log_folder
+    from bcseg_batch.service.logfile import LogQuery, parse_since, read_logs, render, to_json
+    from bcseg_batch.settings import load_settings
+
+    loaded = load_settings(settings_file, {"folders.state": state_dir, "log.folder": log_dir})
+    settings = loaded.settings
+    if settings.log.folder is not None:
+        folder = settings.log.folder
+    else:
+        folder = log_folder(settings.log, _state_folder(settings_file, state_dir), os.environ)
+    query = LogQuery(
+        image=image,
+        level=level,
+        since=None if since is None else parse_since(since, datetime.now(UTC)),
+        stage=stage,
+    )
+    for line in read_logs(folder, query, follow=follow):
+        typer.echo(to_json(line).rstrip("\n") if as_json else render(line))
+
+
+@app.command("check")
+def check_command(
+    settings_file: SettingsFile = None,
+    source: Annotated[
+        Path | None, typer.Option("--input", metavar="DIR", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", show_default=False)] = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look a set-up over: folders, rights, space, watching, ledger, model, one image end to end."""
+    from bcseg_batch.service.doctor import Verdict, examine
+    from bcseg_batch.settings import load_settings
+    from bcseg_batch.text import printable
+
+    loaded = load_settings(
+        settings_file,
+        {"folders.input": source, "folders.output": output, "folders.state": state_dir},
+    )
+    findings = []
+    for finding in examine(loaded.settings):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(f"{finding.verdict:<8} {finding.subject}: {printable(finding.text)}")
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(any(finding.verdict is Verdict.FAILURE for finding in findings))
+
+
 def main() -> None:
     """Run the command line; every expected error ends in one sentence and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A summary names files, whatever characters the terminal has.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BcsegError as error:
@@ -220,3 +420,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - a bug: told whole, with a code of its own (EX_SOFTWARE)
+        traceback.print_exc()
+        sys.exit(BcsegError.exit_code)

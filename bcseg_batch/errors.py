@@ -70,3 +70,7 @@ class ImageChangedError(ImageError):
 
 class PredictionError(ImageError):
     """The network gave something for this image that is no probability."""
+
+
+class CrashedProcessError(ImageError):
+    """The image took the whole process down, again and again, in the end alone."""

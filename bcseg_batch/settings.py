@@ -43,13 +43,18 @@ from bcseg_batch.errors import SettingsError
 from bcseg_batch.text import printable
 
 __all__ = [
+    "FolderSettings",
     "ImageSettings",
+    "IntakeSettings",
     "LoadedSettings",
+    "LogSettings",
+    "MetricsSettings",
     "ModelSettings",
     "Note",
     "OutputSettings",
     "ProcessingSettings",
     "Section",
+    "ServiceSettings",
     "Settings",
     "load_settings",
     "render_example",
@@ -263,6 +268,181 @@ class OutputSettings(Section):
     ] = 0.3
 
 
+class FolderSettings(Section):
+    """Where the daemon reads, writes and remembers; process-dir takes its folders as arguments."""
+
+    input: Annotated[
+        FilePath | None,
+        Field(description="Folder that is watched for photographs."),
+        Note(flag="--input", absent="the daemon refuses to start", example="/srv/bcseg/in"),
+    ] = None
+    output: Annotated[
+        FilePath | None,
+        Field(description="Folder for masks, composites and records."),
+        Note(flag="--output", absent="the daemon refuses to start", example="/srv/bcseg/out"),
+    ] = None
+    state: Annotated[
+        FilePath | None,
+        Field(
+            description="Folder for the ledger, on a local disk, neither in the input nor in the "
+            "output folder. One daemon at a time has it."
+        ),
+        Note(
+            flag="--state-dir",
+            absent="STATE_DIRECTORY as systemd sets it, else the daemon refuses to start",
+            example="/var/lib/bcseg-batch/lab",
+        ),
+    ] = None
+    archive: Annotated[
+        FilePath | None,
+        Field(
+            description="Where photographs go that are done, if intake.after_success says archive."
+        ),
+        Note(absent="needed for archive only", example="/srv/bcseg/archive"),
+    ] = None
+    quarantine: Annotated[
+        FilePath | None,
+        Field(
+            description="Where files go that failed, each with a .error.json beside it, if "
+            "intake.after_failure says quarantine."
+        ),
+        Note(absent="needed for quarantine only", example="/srv/bcseg/quarantine"),
+    ] = None
+
+
+class IntakeSettings(Section):
+    """How the daemon notices photographs, and what becomes of them afterwards."""
+
+    mode: Annotated[
+        Literal["auto", "inotify", "poll"],
+        Field(
+            description="auto takes inotify where the file system tells of changes, and polling "
+            "where it does not (network shares)."
+        ),
+    ] = "auto"
+    rescan_interval_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=86400,
+            description="Time between two looks at the whole folder, to find what no event told.",
+        ),
+        Note(unit="seconds"),
+    ] = 60.0
+    poll_interval_s: Annotated[
+        float,
+        Field(ge=0.1, le=3600, description="Time between two looks where the folder is polled."),
+        Note(unit="seconds"),
+    ] = 5.0
+    settle_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3600,
+            description="How long a file must keep still before it is read; longer for scanners "
+            "that pause while they write.",
+        ),
+        Note(unit="seconds"),
+    ] = 1.0
+    truncated_retries: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=20,
+            description="How often a file that ends too early is waited for again, each time twice "
+            "as long, before it counts as failed.",
+        ),
+    ] = 3
+    after_success: Annotated[
+        Literal["keep", "archive", "delete"],
+        Field(description="What becomes of a photograph that is done."),
+    ] = "keep"
+    after_failure: Annotated[
+        Literal["keep", "quarantine"],
+        Field(description="What becomes of a file that failed."),
+    ] = "keep"
+
+
+class ServiceSettings(Section):
+    """The daemon's life."""
+
+    max_wait_s: Annotated[
+        float,
+        Field(ge=0, le=60, description="How long an image waits for others to share a batch with."),
+        Note(unit="seconds"),
+    ] = 0.25
+    max_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=20,
+            description="How often an image may take the whole process down before it counts as "
+            "failed.",
+        ),
+    ] = 3
+    shutdown_timeout_s: Annotated[
+        float,
+        Field(ge=1, le=3600, description="How long the images under way may take at the end."),
+        Note(unit="seconds"),
+    ] = 30.0
+    stall_timeout_s: Annotated[
+        float,
+        Field(
+            ge=5,
+            le=86400,
+            description="How long nothing may come out while something is under way before systemd "
+            "is no longer told that all is well.",
+        ),
+        Note(unit="seconds"),
+    ] = 120.0
+
+
+class LogSettings(Section):
+    """Where the daemon's log goes, besides the terminal or the journal."""
+
+    folder: Annotated[
+        FilePath | None,
+        Field(description="Folder for the log as JSON lines, rotated and compressed."),
+        Note(
+            flag="--log-dir",
+            absent="LOGS_DIRECTORY as systemd sets it, else log in the state folder",
+            example="/var/log/bcseg-batch/lab",
+        ),
+    ] = None
+    level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+        Field(description="The least important lines that are kept."),
+    ] = "INFO"
+    rotate_bytes: Annotated[
+        int,
+        Field(ge=10_000, description="Size at which a new log file is begun."),
+        Note(unit="bytes"),
+    ] = 20_000_000
+    keep_files: Annotated[
+        int,
+        Field(ge=1, le=10_000, description="How many old log files are kept."),
+        Note(unit="files"),
+    ] = 20
+
+
+class MetricsSettings(Section):
+    """Figures for Prometheus (/metrics) and a health check (/healthz)."""
+
+    port: Annotated[
+        int | None,
+        Field(ge=1, le=65535, description="TCP port."),
+        Note(absent="no figures are served", example=9464),
+    ] = None
+    address: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9A-Fa-f.:]+$",
+            description="Address to listen on; anything but a loopback address lets others read.",
+        ),
+        Note(allowed="an IP address"),
+    ] = "127.0.0.1"
+
+
 class Settings(Section):
     """All settings, by section."""
 
@@ -270,6 +450,11 @@ class Settings(Section):
     processing: ProcessingSettings = ProcessingSettings()
     images: ImageSettings = ImageSettings()
     outputs: OutputSettings = OutputSettings()
+    folders: FolderSettings = FolderSettings()
+    intake: IntakeSettings = IntakeSettings()
+    service: ServiceSettings = ServiceSettings()
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 @dataclass(frozen=True)
@@ -296,7 +481,8 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     Out: `model.file`, because the record has the model's own hash. `model.device`, `model.dtype`
     and `processing.*`, because they must not change the result beyond rounding; the record names
     device and precision all the same. `images.recursive`, `suffixes`, `ignore` and `max_pixels`,
-    because they choose which files are processed and not what comes out of one.
+    because they choose which files are processed and not what comes out of one. The sections of
+    the daemon, because they say when and where and never what.
 
     Args:
         settings: the effective settings.
@@ -738,7 +924,7 @@ def _toml_value(value: object) -> str:
         case bool():
             return str(value).lower()
         case int():
-            return f"{value:_}"
+            return f"{value:_}" if abs(value) >= 100_000 else str(value)
         case float():
             return repr(value)
         case tuple():

@@ -23,3 +23,15 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data (or BCSEG_DATA): real images are not in the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with a network of some hundred random weights, for inputs of 64 px."""
+    from parts import tiny_network
+
+    from bcseg_batch.segment.checkpoint import save_checkpoint
+
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_checkpoint(path, *tiny_network())
+    return path

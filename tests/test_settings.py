@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from parts import as_plain_user
 
 from bcseg_batch.errors import SettingsError
 from bcseg_batch.settings import (
@@ -43,6 +43,28 @@ VALUES: dict[str, tuple[Any, Any, Any]] = {
     "outputs.composite_quality": (1, 50, 100),
     "outputs.colour": ([0, 0, 0], [255, 255, 255], [1, 2, 3]),
     "outputs.alpha": (0.0, 0.5, 1.0),
+    "folders.input": ("/in/a", "/in/b", "/in/c"),
+    "folders.output": ("/out/a", "/out/b", "/out/c"),
+    "folders.state": ("/state/a", "/state/b", "/state/c"),
+    "folders.archive": ("/archive/a", "/archive/b", "/archive/c"),
+    "folders.quarantine": ("/bad/a", "/bad/b", "/bad/c"),
+    "intake.mode": ("inotify", "poll", "inotify"),
+    "intake.rescan_interval_s": (1.0, 30.0, 86400.0),
+    "intake.poll_interval_s": (0.5, 1.0, 60.0),
+    "intake.settle_s": (0.0, 2.0, 30.0),
+    "intake.truncated_retries": (0, 1, 20),
+    "intake.after_success": ("archive", "delete", "archive"),
+    "intake.after_failure": ("quarantine", "quarantine", "quarantine"),
+    "service.max_wait_s": (0.0, 1.0, 60.0),
+    "service.max_attempts": (1, 2, 20),
+    "service.shutdown_timeout_s": (1.0, 10.0, 3600.0),
+    "service.stall_timeout_s": (5.0, 60.0, 600.0),
+    "log.folder": ("/log/a", "/log/b", "/log/c"),
+    "log.level": ("DEBUG", "WARNING", "ERROR"),
+    "log.rotate_bytes": (10_000, 1_000_000, 1_000_000_000),
+    "log.keep_files": (1, 5, 10_000),
+    "metrics.port": (1, 9464, 65535),
+    "metrics.address": ("0.0.0.0", "::1", "10.0.0.1"),
 }
 FLAGS = {
     "model.file": "--model",
@@ -52,6 +74,10 @@ FLAGS = {
     "processing.batch_size": "--batch-size",
     "processing.workers": "--workers",
     "images.recursive": "--recursive/--no-recursive",
+    "folders.input": "--input",
+    "folders.output": "--output",
+    "folders.state": "--state-dir",
+    "log.folder": "--log-dir",
 }
 LAYERS = ("file", "environment", "flag")
 
@@ -409,11 +435,11 @@ def test_folder_instead_of_a_file(tmp_path: Path) -> None:
     assert f"file {tmp_path}: cannot be read (Is a directory)" in problems(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_file_that_may_not_be_read(settings_file: Path) -> None:
     settings_file.write_text("")
     settings_file.chmod(0)
-    assert "cannot be read (Permission denied)" in problems(settings_file)
+    with as_plain_user():
+        assert "cannot be read (Permission denied)" in problems(settings_file)
 
 
 @given(data=st.binary(max_size=60))

@@ -32,6 +32,18 @@ class IgnoreRules:
     suffixes: Collection[str]
     patterns: Sequence[str] = ()
 
+    def reason_path(self, image: str) -> str | None:
+        """Say why a file is no input, the folders on the way to it included.
+
+        Args:
+            image: path relative to the input folder, with forward slashes.
+        """
+        folders = image.split("/")[:-1]
+        for depth in range(1, len(folders) + 1):
+            if (reason := self.reason_folder("/".join(folders[:depth]))) is not None:
+                return reason
+        return self.reason_file(image)
+
     def reason_file(self, image: str) -> str | None:
         """Say why a file is no input, or None where it is one.
 

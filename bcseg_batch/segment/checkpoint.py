@@ -6,21 +6,24 @@ nothing is ever loaded in its place, and no pickled code is ever run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bcseg_batch.errors import CheckpointError
+from bcseg_batch.errors import CheckpointError, OutputError
 from bcseg_batch.segment.model import Norm, UNet
 from bcseg_batch.version import __version__
 
@@ -38,7 +41,7 @@ class ModelSpec(BaseModel):
         width: channels of the first encoder step.
         depth: encoder steps.
         norm: normalisation after each 3x3 convolution.
-        input_size_px: side of the square input.
+        input_size_px: side of the square input, a multiple of 2 ** depth.
         pixel_scaling: always `0..1`: 8-bit values divided by 255.
         threshold: probability above which a pixel is a cell, in (0, 1).
         class_names: one name for each logit channel.
@@ -64,6 +67,20 @@ class ModelSpec(BaseModel):
     metrics: dict[str, float] = {}
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     package_version: str = __version__
+
+    @model_validator(mode="after")
+    def _must_fit_together(self) -> Self:
+        if self.input_size_px % 2**self.depth:
+            raise ValueError(
+                f"input_size_px is {self.input_size_px}, which {self.depth} encoder steps cannot "
+                f"halve: it has to be a multiple of {2**self.depth}"
+            )
+        if len(self.class_names) != self.out_channels:
+            raise ValueError(
+                f"class_names has {len(self.class_names)} names for {self.out_channels} output "
+                "channels"
+            )
+        return self
 
     def build(self) -> UNet:
         """Make the network this describes, with fresh weights."""
@@ -107,8 +124,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"model file {path} ends in neither .safetensors nor .pth: give a file written by "
             "bcseg-train, or a checkpoint.pth of the original project"
         )
+    # Without memory at first: a wrong description may ask for more than the machine has.
+    with torch.device("meta"):
+        expected = spec.build().state_dict()
+    _check_weights(path, expected=expected, found=weights)
     model = spec.build()
-    _check_weights(path, expected=model.state_dict(), found=weights)
     model.load_state_dict(weights)
     return Checkpoint(model.eval(), spec, sha256, path)
 
@@ -123,14 +143,29 @@ def save_checkpoint(path: Path, model: UNet, spec: ModelSpec) -> None:
 
     Raises:
         CheckpointError: a `.pth` is asked for a network the original cannot express.
+        OutputError: the file cannot be written.
     """
     weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    part = path.with_name(path.name + ".part")
     if path.suffix == ".pth":
-        torch.save(_to_original_keys(weights, spec), part)
+        buffer = io.BytesIO()
+        torch.save(_to_original_keys(weights, spec), buffer)
+        data = buffer.getvalue()
     else:
-        part.write_bytes(save(weights, metadata={_HEADER_KEY: spec.model_dump_json()}))
-    part.replace(path)
+        data = save(weights, metadata={_HEADER_KEY: spec.model_dump_json()})
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise OutputError(
+            f"model file {path} cannot be written: {error.strerror}: name a folder that exists, "
+            "may be written and has room"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -151,14 +186,10 @@ def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         spec = ModelSpec.model_validate_json(header[_HEADER_KEY])
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
+            for item in error.errors()
         )
         raise CheckpointError(f"model file {path} describes itself wrongly: {problems}") from error
-    if len(spec.class_names) != spec.out_channels:
-        raise CheckpointError(
-            f"model file {path} names {len(spec.class_names)} classes for {spec.out_channels} "
-            "output channels"
-        )
     return spec, weights
 
 
@@ -191,18 +222,20 @@ def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
             f"model file {path} has not the layout of the original's checkpoint.pth "
             "(down1..4, bottleneck, up1..4, out)"
         ) from error
-    translated = {
-        ours: content[theirs]
-        for ours, theirs in _original_keys(spec.depth).items()
-        if theirs in content
-    }
-    foreign = set(content) - set(_original_keys(spec.depth).values())
+    keys = _original_keys(spec.depth)
+    # By the file's own names: ours would mean nothing to its owner.
+    missing = sorted(set(keys.values()) - set(content))
+    if missing:
+        raise CheckpointError(
+            f"model file {path} lacks weights of the original network: {', '.join(missing[:5])}"
+        )
+    foreign = sorted(set(content) - set(keys.values()))
     if foreign:
         raise CheckpointError(
             f"model file {path} holds weights the original network has not: "
-            f"{', '.join(sorted(foreign)[:5])}"
+            f"{', '.join(foreign[:5])}"
         )
-    return spec, translated
+    return spec, {ours: content[theirs] for ours, theirs in keys.items()}
 
 
 def _original_keys(depth: int) -> dict[str, str]:
@@ -238,16 +271,30 @@ def _check_weights(path: Path, *, expected: dict[str, Tensor], found: dict[str, 
         if name in found and found[name].shape != expected[name].shape
     ]
     problems += [
-        f"{name} holds values that are not finite"
+        f"{name} is {_kind(found[name])} and should be {_kind(expected[name])}"
         for name in expected
-        if name in found and not torch.isfinite(found[name]).all()
+        if name in found and _kind(found[name]) != _kind(expected[name])
     ]
+    if not problems:
+        problems += [
+            f"{name} holds values that are not finite"
+            for name, tensor in found.items()
+            # In the precision it will have: what float64 holds may be infinite in float32.
+            if not torch.isfinite(tensor.to(expected[name].dtype)).all()
+        ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
             f"model file {path} does not fit the network it describes: "
             f"{'; '.join(problems[:5])}{more}"
         )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Name what cannot be turned into one another: floats of any precision are of one kind."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "sparse or quantised"
+    return "floating point" if tensor.is_floating_point() else str(tensor.dtype)
 
 
 def read_spec_json(path: Path) -> str:

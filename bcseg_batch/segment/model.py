@@ -6,6 +6,7 @@ parameters.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -19,7 +20,8 @@ def _norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        # Eight groups, or as many as divide the channels of an odd width.
+        return nn.GroupNorm(math.gcd(8, channels), channels)
     return nn.Identity()
 
 

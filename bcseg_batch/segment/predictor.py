@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # A low precision is used by itself only where it hardly moves the probabilities: bfloat16 keeps
 # 8 bits, and over some twenty layers sound kernels stay well below this; broken ones do not.
 _MAX_PROBABILITY_SHIFT = 0.05
+
+# How allocators say it that raise a plain RuntimeError: Windows, Linux, and Metal or a CUDA call.
+_OUT_OF_MEMORY_SIGNS = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 class OutOfMemoryError(DeviceError):
@@ -47,9 +51,13 @@ def choose_placement(device: str, dtype: str) -> Placement:
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
 
     Raises:
-        SettingsError: the device is not there, or cannot compute in that precision. Nothing is
+        SettingsError: there is no such device or precision, or not on this machine. Nothing is
             substituted for a device or precision that was asked for by name.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device, re.ASCII):
+        raise SettingsError(f"no device is called {device!r}: give auto, cpu, cuda, cuda:N or mps")
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise SettingsError(f"no precision is called {dtype!r}: give auto, {', '.join(_DTYPES)}")
     chosen = _auto_device() if device == "auto" else device
     why_device = "first device found" if device == "auto" else "asked for"
     kind, _, index = chosen.partition(":")
@@ -108,6 +116,9 @@ class Predictor:
         self.input_size_px = input_size_px
         self._device = torch.device(placement.device)
         self._dtype = _DTYPES[placement.dtype]
+        if placement.dtype == "float32" and self._device.type == "cuda":
+            # cuDNN would compute in TF32, of 10 bits, and call it float32.
+            torch.backends.cudnn.allow_tf32 = False
         try:
             self._model = model.eval().to(self._device, self._dtype)
             # By name: the overload that takes a memory format takes nothing else in torch's types.
@@ -141,7 +152,7 @@ class Predictor:
                 f"{self.placement.device} has no memory for {len(batch)} images"
             ) from error
         except RuntimeError as error:
-            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            if any(sign in str(error) for sign in _OUT_OF_MEMORY_SIGNS):
                 raise OutOfMemoryError(
                     f"{self.placement.device} has no memory for {len(batch)} images"
                 ) from error

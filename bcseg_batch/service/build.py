@@ -25,21 +25,22 @@ class Engine:
         predictor: holds the network on its device.
         options: of the pipeline.
         spec: what the model says of itself.
+        model_name: name of the model file.
         description: one sentence for the log: model, device and precision, with the reasons.
     """
 
     predictor: Predictor
     options: PipelineOptions
     spec: ModelSpec
+    model_name: str
     description: str
 
 
-def build_engine(settings: Settings, *, max_wait_s: float = 0.25) -> Engine:
+def build_engine(settings: Settings) -> Engine:
     """Load the model and place it.
 
     Args:
         settings: the effective settings.
-        max_wait_s: how long a partial batch waits for company where the feed ticks.
 
     Raises:
         CheckpointError: the model cannot be loaded; no other is taken in its place.
@@ -60,7 +61,7 @@ def build_engine(settings: Settings, *, max_wait_s: float = 0.25) -> Engine:
         threshold=spec.threshold if settings.model.threshold is None else settings.model.threshold,
         batch_size=settings.processing.batch_size,
         workers=settings.processing.workers or default_workers(),
-        max_wait_s=max_wait_s,
+        max_wait_s=settings.service.max_wait_s,
         max_pixels=settings.images.max_pixels,
         page=settings.images.page,
         composite_format=settings.outputs.composite_format,
@@ -74,4 +75,4 @@ def build_engine(settings: Settings, *, max_wait_s: float = 0.25) -> Engine:
         f"model {checkpoint.path.name} ({checkpoint.sha256[:12]}), width {spec.width}, "
         f"on {predictor.placement.reason}"
     )
-    return Engine(predictor, options, spec, description)
+    return Engine(predictor, options, spec, checkpoint.path.name, description)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from bcseg_batch.errors import (
     ImageError,
     OutputError,
     PredictionError,
+    UnsupportedImageError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.postprocess import (
@@ -50,6 +51,9 @@ class BatchPredictor(Protocol):
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Map float32 (N, 3, S, S) in [0, 1] to float32 logits (N, C, S, S)."""
         ...
+
+
+Observe = Callable[[str, float, int], None]
 
 
 class Names(Protocol):
@@ -112,6 +116,8 @@ class Pipeline:
         outputs: where masks and composites go.
         names: which input owns which output name.
         options: the rest.
+        observe: told of each stage (`decode`, `network`, `write`) how many seconds it took for how
+            many images; called from any thread.
     """
 
     def __init__(
@@ -120,7 +126,9 @@ class Pipeline:
         outputs: OutputFolder,
         names: Names,
         options: PipelineOptions,
+        observe: Observe = lambda _stage, _seconds, _images: None,
     ) -> None:
+        self._observe = observe
         self._predictor = predictor
         self._outputs = outputs
         self.names = names
@@ -168,6 +176,7 @@ class Pipeline:
             file.path, max_pixels=self.options.max_pixels, page=self.options.page
         )
         tensor = preprocess(decoded.pixels, self._predictor.input_size_px)
+        self._observe("decode", time.monotonic() - started_s, 1)
         return _Prepared(file, name, started_s, decoded, tensor)
 
     def predict(
@@ -177,6 +186,7 @@ class Pipeline:
         position = 0
         while position < len(items):
             part = items[position : position + self._safe_batch_size]
+            started_s = time.monotonic()
             try:
                 logits = self._predictor.predict(np.stack([item.tensor for item in part]))
             except OutOfMemoryError:
@@ -204,6 +214,7 @@ class Pipeline:
                     for item in part:
                         yield from self.predict([item])
             else:
+                self._observe("network", time.monotonic() - started_s, len(part))
                 yield from zip(part, logits, strict=True)
             position += len(part)
 
@@ -223,6 +234,7 @@ class Pipeline:
                 f"{item.file.image!r}: the network gave values that are not numbers: "
                 "run it in float32"
             )
+        started_s = time.monotonic()
         options = self.options
         pixels = item.decoded.pixels
         soft = probability(logits[0])
@@ -231,11 +243,16 @@ class Pipeline:
         if options.composite_format == "png":
             encoded = encode_png(composite)
         else:
-            encoded = encode_jpeg(composite, quality=options.composite_quality)
+            try:
+                encoded = encode_jpeg(composite, quality=options.composite_quality)
+            except UnsupportedImageError as error:
+                raise UnsupportedImageError(f"{item.file.image!r}: {error}") from error
         mask_file = mask_path(item.name)
         composite_file = composite_path(item.name, options.composite_format)
-        self._outputs.write(mask_file, encode_png(mask))
+        # The longer name first: where it is refused, no mask is left without a record.
         self._outputs.write(composite_file, encoded)
+        self._outputs.write(mask_file, encode_png(mask))
+        self._observe("write", time.monotonic() - started_s, 1)
         return replace(
             self._outcome(item.file, Status.DONE),
             notes=item.decoded.notes,
@@ -336,8 +353,9 @@ class _Flow:
 
     def predict(self) -> Iterator[Outcome]:
         """Run the network on a batch, where one is due, and have the results written."""
-        last = not self._open and not self._preparing
-        if not (self._waiting.due if self._open else self._waiting.full or last):
+        last = not self._open and not self._preparing and len(self._waiting) > 0
+        # Without a tick more files are at hand, and a batch need not go before it is full.
+        if not (self._waiting.full or last or (self._ticked and self._waiting.due)):
             return
         for result in self._pipeline.predict(self._waiting.take()):
             if isinstance(result, Outcome):

@@ -15,6 +15,7 @@ from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.service.folders import check_folders
 from bcseg_batch.service.pipeline import BatchPredictor, Pipeline, PipelineOptions
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.outputs import OutputFolder
@@ -57,6 +58,7 @@ class Summary:
         ignored_names: the first thousand of them with the reason.
         failures: image and error of each that failed.
         unsettled: images that vanished or changed while they were read.
+        left: images not come to, because the run was stopped.
         seconds: wall time.
     """
 
@@ -67,33 +69,13 @@ class Summary:
     ignored_names: list[IgnoredFile] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
+    left: int = 0
     seconds: float = 0.0
 
     @property
     def images_per_s(self) -> float:
         """Images processed per second of wall time."""
         return (self.done + self.failed) / self.seconds if self.seconds else 0.0
-
-
-def check_folders(source: Path, output: Path) -> None:
-    """Refuse folders that cannot work together, before anything is written.
-
-    Raises:
-        UsageError: the input is missing or no folder, the output is a file, or one lies in the
-            other, links resolved.
-    """
-    if not source.is_dir():
-        what = "is not a folder" if source.exists() else "does not exist"
-        raise UsageError(f"the input folder {str(source)!r} {what}: name a folder with images")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"the output {str(output)!r} is a file: name a folder")
-    inner, outer = output.resolve(), source.resolve()
-    if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise UsageError(
-            f"the output folder {str(output)!r} and the input folder {str(source)!r} lie one in "
-            "the other (links resolved): masks would be taken for images; name an output folder "
-            "elsewhere"
-        )
 
 
 def process_dir(
@@ -140,9 +122,12 @@ def process_dir(
                 names.hold(image, name_of_mask(known.mask))
         run = _Run(Pipeline(predictor, outputs, names, options), outputs, results, stop, progress)
         inputs = list(_inputs(source, rules, recursive, run.summary))
+        for missed in run.summary.ignored_names:
+            if missed.missed:
+                logger.warning("ignored: {!r}: {}", missed.image, missed.reason)
         progress.start(len(inputs))
         try:
-            changed = run.drain(inputs if overwrite else run.not_current(inputs))
+            changed = run.drain(inputs, skip_current=not overwrite)
             for _ in range(_CHANGED_ROUNDS):
                 if stop.requested:
                     break
@@ -154,6 +139,7 @@ def process_dir(
                 run.record(outcome)
         finally:
             results.write_csv()
+        run.summary.left = len(inputs) - run.through
     run.summary.seconds = time.monotonic() - started_s
     return run.summary
 
@@ -170,26 +156,35 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.summary = Summary()
+        self.through = 0
         self._pipeline = pipeline
         self._outputs = outputs
         self._results = results
         self._stop = stop
         self._progress = progress
 
-    def not_current(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
-        """Leave out what an earlier run has done."""
+    def _not_current(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
         for file in files:
             known = self._results.known(file.image)
             if known and is_current(file, known, self._pipeline.options, self._outputs):
                 self.summary.skipped += 1
+                self.through += 1
                 self._progress.advance(None)
             else:
                 yield file
 
-    def drain(self, files: Iterable[InputFile]) -> list[Outcome]:
-        """Process and record files; give back those that changed while they were read."""
+    def drain(self, files: Iterable[InputFile], *, skip_current: bool = False) -> list[Outcome]:
+        """Process and record files; give back those that changed while they were read.
+
+        Args:
+            files: the inputs.
+            skip_current: leave out what an earlier run has done.
+        """
         changed = []
-        for outcome in self._pipeline.process(self._until_stopped(files)):
+        # The stop is asked before each look at an earlier record, which may read the whole file.
+        wanted = self._until_stopped(files)
+        wanted = self._not_current(wanted) if skip_current else wanted
+        for outcome in self._pipeline.process(wanted):
             if outcome.status is Status.SKIPPED:
                 changed.append(outcome)
             else:
@@ -199,16 +194,19 @@ class _Run:
     def record(self, outcome: Outcome) -> None:
         """Make an outcome final: the point from which a next run trusts it."""
         before = self._results.known(outcome.image)
-        self._results.append(outcome)
         if outcome.status is Status.DONE and before:
+            # Before the new record: dying between the two is a safe redo, after it a file is left.
             for old in {before.mask, before.composite} - {outcome.mask, outcome.composite, None}:
                 self._outputs.remove(str(old))
+        self._results.append(outcome)
         _count(self.summary, outcome)
+        self.through += 1
         self._progress.advance(outcome)
 
     def _until_stopped(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
         for file in files:
             if self._stop.requested:
+                logger.info("stopping: finishing what is under way; a second signal ends at once")
                 return
             yield file
 

@@ -94,5 +94,8 @@ def candidates(image: str) -> Iterator[str]:
 
 
 def name_key(name: str) -> str:
-    """Give what two output names share where they would be one file on some file system."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Give what two output names share where they would be one file on some file system.
+
+    The canonical caseless matching of the Unicode standard (section 3.13, D145).
+    """
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from bcseg_batch.errors import OutputError, UnsupportedImageError
 from bcseg_batch.store.lock import take_lock
@@ -15,16 +16,36 @@ from bcseg_batch.store.lock import take_lock
 _PART_PREFIX = ".bcseg-"
 _PART_SUFFIX = ".part"
 _LOCK_NAME = ".bcseg.lock"
+# A file where a folder has to be, or the reverse.
+_IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a passing name, force it to disk, then give it its own.
-
-    After a crash at any point the path holds either what it held before or all of `data`.
+    """Write a file so that its name always stands for the whole of it; see `whole_file`.
 
     Args:
         path: where to; missing folders are made.
         data: the content.
+
+    Raises:
+        OutputError: the disk is full, read-only, or may not be written.
+        UnsupportedImageError: the name is longer than the file system allows.
+    """
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file under a passing name, force it to disk, then give it its own.
+
+    After a crash at any point the path holds either what it held before or all that was written.
+
+    Args:
+        path: where to; missing folders are made.
+
+    Yields:
+        A binary file to write to.
 
     Raises:
         OutputError: the disk is full, read-only, or may not be written.
@@ -36,7 +57,7 @@ def write_whole(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -80,6 +101,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_output_folder(root: Path) -> bool:
+    """Say whether a run has had a folder as its output folder."""
+    return (root / _LOCK_NAME).is_file()
+
+
 class OutputFolder:
     """One output folder, held by one run at a time.
 
@@ -119,9 +145,21 @@ class OutputFolder:
 
         Raises:
             OutputError: nothing can be written there.
-            UnsupportedImageError: the name is too long.
+            UnsupportedImageError: the name is too long, or the outputs of another image take it.
         """
-        write_whole(self.root / relative, data)
+        path = self.root / relative
+        try:
+            write_whole(path, data)
+        except OutputError as error:
+            cause = error.__cause__
+            if not (isinstance(cause, OSError) and cause.errno in _IN_THE_WAY):
+                raise
+            if (taken := self._taken(path)) is None:
+                raise
+            raise UnsupportedImageError(
+                f"the output {relative!r} needs the name of {taken!r}, which is another image's: "
+                "rename the input or its folder"
+            ) from error
 
     def exists(self, relative: str) -> bool:
         """Say whether an output lies there and is not empty."""
@@ -134,6 +172,17 @@ class OutputFolder:
         """Take away an output that another has taken the place of; a missing one is no error."""
         with contextlib.suppress(OSError):
             (self.root / relative).unlink(missing_ok=True)
+
+    def _taken(self, path: Path) -> str | None:
+        """Give what stands in the way: a folder with this name, or a file where a folder must be.
+
+        An input folder may be called just like the mask of an image beside it.
+        """
+        if path.is_dir():
+            return path.relative_to(self.root).as_posix()
+        # Not the topmost (`masks` itself): where that is a file, no image is to blame.
+        folders = path.relative_to(self.root).parents[:-2]
+        return next((f.as_posix() for f in folders if (self.root / f).is_file()), None)
 
     def _remove_parts(self) -> None:
         """Clear away what a killed run left half written; the lock says nobody else is at it."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from bcseg_batch.items import Outcome, Status
-from bcseg_batch.store.outputs import output_error, sync_folder, write_whole
+from bcseg_batch.store.outputs import output_error, sync_folder, whole_file
 
 JSONL_NAME = "results.jsonl"
 CSV_NAME = "results.csv"
@@ -35,7 +36,8 @@ class Known:
         mtime_ns: of the input.
         model_sha256: of the checkpoint.
         settings_sha256: of the settings that shape the outputs.
-        mask: path relative to the output folder.
+        mask: path relative to the output folder; of an earlier record where this one has none,
+            since the file still lies there and its name is still the image's.
         composite: likewise.
     """
 
@@ -72,9 +74,13 @@ class ResultsLog:
         self._known: dict[str, Known] = {}
         self.repaired: list[str] = []
         try:
-            self._file = self._path.open("a+b")
-            self._load()
-            sync_folder(folder)
+            with contextlib.ExitStack() as files:
+                # Unbuffered: what a full disk refused must not be tried again at every later call.
+                self._file = files.enter_context(self._path.open("ab", buffering=0))
+                self._reader = files.enter_context(self._path.open("rb"))
+                self._load()
+                sync_folder(folder)
+                self._files = files.pop_all()
         except OSError as error:
             raise output_error(self._path, error) from error
 
@@ -85,8 +91,8 @@ class ResultsLog:
             OutputError: the disk is full or gone.
         """
         try:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._files:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise output_error(self._path, error) from error
 
@@ -129,14 +135,9 @@ class ResultsLog:
             before = self._read(previous.offset_bytes)
             if all(before.get(key) == record[key] for key in _FIELDS if key not in _INCIDENTAL):
                 return False
-        line = json.dumps(record).encode("ascii") + b"\n"
-        try:
-            offset_bytes = self._file.seek(0, os.SEEK_END)
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise output_error(self._path, error) from error
-        self._known[outcome.image] = _known(record, offset_bytes)
+        self._known[outcome.image] = _known(
+            record, _write_line(self._file, self._path, record), previous
+        )
         return True
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -150,34 +151,144 @@ class ResultsLog:
         Raises:
             OutputError: it cannot be written.
         """
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, _FIELDS, extrasaction="ignore")
-        writer.writeheader()
-        for record in self.records():
-            writer.writerow({**record, "notes": "; ".join(record.get("notes") or ())})
-        # A name that is not UTF-8 is written with its odd bytes escaped.
-        write_whole(self._csv_path, table.getvalue().encode("utf-8", "backslashreplace"))
+        write_table(self._csv_path, self.records())
 
     def _read(self, offset_bytes: int) -> dict[str, Any]:
-        self._file.seek(offset_bytes)
-        record: dict[str, Any] = json.loads(self._file.readline())
+        self._reader.seek(offset_bytes)
+        record: dict[str, Any] = json.loads(self._reader.readline())
         return record
 
     def _load(self) -> None:
-        self._file.seek(0)
         offset_bytes = 0
-        for number, line in enumerate(self._file, start=1):
+        for number, line in enumerate(self._reader, start=1):
             if not line.endswith(b"\n"):
                 self._file.truncate(offset_bytes)
                 self.repaired.append(f"{self._path} ended in half a record, which was cut off")
                 break
             try:
                 record = json.loads(line)
-                self._known[sys.intern(record["image"])] = _known(record, offset_bytes)
-            except (ValueError, KeyError, TypeError):
+                image = sys.intern(record["image"])
+                self._known[image] = _known(record, offset_bytes, self._known.get(image))
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self.repaired.append(f"{self._path} line {number} is damaged and was passed over")
             offset_bytes += len(line)
-        self._file.seek(0, os.SEEK_END)
+
+
+class ResultsFollower:
+    """Appends to the records of an output folder without holding them, for a long life.
+
+    What decides whether an image is done lies in the ledger; this file only follows it.
+
+    Args:
+        folder: the output folder.
+
+    Raises:
+        OutputError: the file cannot be read or written.
+    """
+
+    # As much of the file's end as is looked through for what a crash may have written already.
+    _TAIL_BYTES = 4 * 1024 * 1024
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / JSONL_NAME
+        self._csv_path = folder / CSV_NAME
+        try:
+            self._file = self._path.open("ab", buffering=0)
+            self._recent: set[bytes] = set(self._repaired_tail())
+            sync_folder(folder)
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def __enter__(self) -> ResultsFollower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, outcomes: Iterable[Outcome]) -> None:
+        """Add records, but for those that stand here already since noting them as added failed.
+
+        They are on disk when this returns.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        given: set[bytes] = set()
+        for outcome in outcomes:
+            record = to_record(outcome)
+            line = _line(record)
+            if line not in self._recent:
+                _write_line(self._file, self._path, record)
+                self._recent.add(line)
+            given.add(line)
+        try:
+            # The ledger is about to note for good that they are here.
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        # Only the last ones can be given again: where noting them failed.
+        self._recent = given
+
+    def write_csv(self, outcomes: Iterable[Outcome]) -> None:
+        """Write `results.csv` anew from the last outcome of each image.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_table(self._csv_path, map(to_record, outcomes))
+
+    def _repaired_tail(self) -> list[bytes]:
+        with self._path.open("rb") as reader:
+            size_bytes = reader.seek(0, os.SEEK_END)
+            start_bytes = max(0, size_bytes - self._TAIL_BYTES)
+            reader.seek(start_bytes)
+            tail = reader.read()
+        whole, newline, torn = tail.rpartition(b"\n")
+        if torn:
+            self._file.truncate(size_bytes - len(torn))
+        return [line + b"\n" for line in whole.split(b"\n")] if newline else []
+
+
+def write_table(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as CSV: UTF-8, one header, however many there are.
+
+    Args:
+        path: of the file.
+        records: as `to_record` gives them, in the order of the rows.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        # A name that is not UTF-8 is written with its odd bytes escaped.
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+        writer = csv.DictWriter(text, _FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        for record in records:
+            writer.writerow({**record, "notes": "; ".join(record.get("notes") or ())})
+        text.flush()
+        text.detach()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode("ascii") + b"\n"
+
+
+def _write_line(file: io.RawIOBase, path: Path, record: dict[str, Any]) -> int:
+    """Add a whole line or nothing; gives the place where it begins."""
+    line = _line(record)
+    try:
+        offset_bytes = file.seek(0, os.SEEK_END)
+        try:
+            # A nearly full disk takes a part, and refuses only the rest.
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(offset_bytes)
+            raise
+    except OSError as error:
+        raise output_error(path, error) from error
+    return offset_bytes
 
 
 def to_record(outcome: Outcome) -> dict[str, Any]:
@@ -185,8 +296,13 @@ def to_record(outcome: Outcome) -> dict[str, Any]:
     return {**asdict(outcome), "status": outcome.status.value, "notes": list(outcome.notes)}
 
 
-def _known(record: dict[str, Any], offset_bytes: int) -> Known:
+def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) -> Known:
     model, settings = record.get("model_sha256"), record.get("settings_sha256")
+    mask, composite = record.get("mask"), record.get("composite")
+    if not (isinstance(mask, str | None) and isinstance(composite, str | None)):
+        raise TypeError("the path of an output is no text")
+    if previous is not None:
+        mask, composite = mask or previous.mask, composite or previous.composite
     return Known(
         offset_bytes,
         Status(record["status"]),
@@ -196,6 +312,6 @@ def _known(record: dict[str, Any], offset_bytes: int) -> Known:
         # The same few hashes stand in every record: one copy of each is enough.
         model and sys.intern(model),
         settings and sys.intern(settings),
-        record.get("mask"),
-        record.get("composite"),
+        mask,
+        composite,
     )

@@ -91,7 +91,7 @@ def vary_colour(
     Args:
         rng: decides.
         image: uint8 (H, W, 3) RGB.
-        strength: 0 leaves the image as it is.
+        strength: 0 leaves the image as it is, but for one grey level in its darker half.
 
     Returns:
         uint8 (H, W, 3) RGB.

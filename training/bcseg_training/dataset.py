@@ -132,13 +132,22 @@ def read_mask(pair: Pair) -> npt.NDArray[np.uint8]:
     return grey
 
 
-def read_truth(pair: Pair) -> npt.NDArray[np.bool_]:
-    """Decode the mask as truth at full size: bool (H, W), True where a cell is.
+def read_pair(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Decode both: photograph uint8 (H, W, 3) RGB and mask uint8 (H, W) grey, of one size.
 
     Raises:
-        ImageError: as `read_mask`.
+        UsageError: one of them cannot be used, or their sizes differ.
     """
-    return read_mask(pair) > 127
+    try:
+        image, mask = read_original(pair), read_mask(pair)
+    except ImageError as error:
+        raise UsageError(f"{pair.original.parent.parent}: {pair.stem}: {error}") from error
+    if image.shape[:2] != mask.shape:
+        raise UsageError(
+            f"{pair.original.parent.parent}: {pair.stem}: the original is "
+            f"{image.shape[1]}x{image.shape[0]} and the mask {mask.shape[1]}x{mask.shape[0]}"
+        )
+    return image, mask
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -174,16 +183,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self._images: list[npt.NDArray[np.uint8]] = []
         self._masks: list[npt.NDArray[np.uint8]] = []
         for pair in pairs:
-            try:
-                image, mask = read_original(pair), read_mask(pair)
-            except ImageError as error:
-                raise UsageError(f"cannot train on {pair.stem}: {error}") from error
-            if image.shape[:2] != mask.shape:
-                raise UsageError(
-                    f"cannot train on {pair.stem}: the original is "
-                    f"{image.shape[1]}x{image.shape[0]} and the mask "
-                    f"{mask.shape[1]}x{mask.shape[0]}"
-                )
+            image, mask = read_pair(pair)
             self._images.append(resize_rgb(image, input_size_px))
             three = np.repeat(mask[:, :, np.newaxis], 3, axis=2)
             self._masks.append(resize_rgb(three, input_size_px)[:, :, :1])

@@ -15,7 +15,7 @@ from bcseg_batch.segment.postprocess import mask_from_probability, probability
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.store.outputs import output_error
-from bcseg_training.dataset import Pair, read_original, read_truth, usable_pairs
+from bcseg_training.dataset import Pair, read_pair, usable_pairs
 from bcseg_training.metrics import MaskScore, score_mask
 from bcseg_training.plots import save_panel
 
@@ -45,13 +45,14 @@ def predict_and_score(
     """Segment each original as the product does, and compare at full image size.
 
     Raises:
-        ImageError: an image or mask cannot be read.
+        UsageError: an image or mask cannot be read, or their sizes differ.
     """
     for pair in pairs:
-        pixels, truth = read_original(pair), read_truth(pair)
+        pixels, grey = read_pair(pair)
+        truth = grey > 127
         logits = predictor.predict(preprocess(pixels, predictor.input_size_px)[np.newaxis])
         soft = probability(logits[0, 0])
-        mask = mask_from_probability(soft, truth.shape[:2], threshold) > 0
+        mask = mask_from_probability(soft, truth.shape, threshold) > 0
         yield Judged(pair.stem, pixels, truth, mask, score_mask(mask, truth))
 
 
@@ -65,7 +66,7 @@ def mean_scores(scores: Sequence[MaskScore]) -> MaskScore:
 def write_scores_csv(path: Path, scores: Sequence[tuple[str, MaskScore]]) -> None:
     """Write one row per image, and a last row with the means."""
     names = [f.name for f in fields(MaskScore)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, ["image", *names])
         writer.writeheader()
         rows = [*scores, ("mean", mean_scores([score for _, score in scores]))]

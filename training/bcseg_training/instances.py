@@ -17,7 +17,7 @@ from bcseg_batch.segment.postprocess import probability
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import preprocess, resize_rgb
 from bcseg_batch.store.images import decode_image
-from bcseg_training.dataset import MAX_PIXELS, Pair, read_original, read_truth, usable_pairs
+from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs
 from bcseg_training.specimens import MIN_CELL_PX, components, looks_stained
 from bcseg_training.synthetic import Kind
 from bcseg_training.voc import Box, BoxedImage, boxed_images, held_out_stems, read_boxes
@@ -273,19 +273,15 @@ def score_pairs(find: FindCells, pairs: Sequence[Pair]) -> list[tuple[str, Insta
     """Judge on images with masks, whose connected components are the true cells.
 
     Raises:
-        ImageError: an image cannot be read.
+        UsageError: a pair cannot be used.
     """
-    return [
-        (
-            pair.stem,
-            instance_score(
-                _cells_only(find(read_original(pair))),
-                components(read_truth(pair), min_px=MIN_CELL_PX),
-                forgive_frame=True,
-            ),
-        )
-        for pair in pairs
-    ]
+    scores = []
+    for pair in pairs:
+        pixels, mask = read_pair(pair)
+        found = _cells_only(find(pixels))
+        true = components(mask > 127, min_px=MIN_CELL_PX)
+        scores.append((pair.stem, instance_score(found, true, forgive_frame=True)))
+    return scores
 
 
 def _cells_only(cells: Cells) -> Labels:

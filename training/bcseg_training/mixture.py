@@ -84,10 +84,7 @@ def masked_source(dataset: Path, share: float) -> Source:
     Raises:
         UsageError: it cannot be used.
     """
-    try:
-        found = tuple(read_masked(pair) for pair in usable_pairs(dataset / "train"))
-    except ImageError as error:
-        raise UsageError(f"cannot train on {dataset}: {error}") from error
+    found = tuple(read_masked(pair) for pair in usable_pairs(dataset / "train"))
     return Source(dataset.name, share, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from bcseg_batch.text import printable
 
 mpl.use("agg")  # files only: no window is ever opened
 
@@ -81,9 +84,13 @@ def save_panel(
         for axes, picture in zip(axes_row, pictures, strict=True):
             axes.imshow(picture[::step, ::step], cmap="gray", interpolation="nearest")
             axes.set_axis_off()
-        axes_row[0].set_title(title, fontsize=9, loc="left")
+        # A file's name is no formula, whatever dollars are in it.
+        axes_row[0].set_title(printable(title), fontsize=9, loc="left", parse_math=False)
     for axes, name in zip(
         grid[0, 1:], ("truth", "mask", "orange: too much, blue: missed"), strict=True
     ):
         axes.set_title(name, fontsize=9)
-    figure.savefig(path, dpi=90)
+    with warnings.catch_warnings():
+        # A name in letters that the font has not is drawn as boxes; nobody can mend that.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=90)

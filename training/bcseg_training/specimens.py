@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from bcseg_batch.errors import UsageError
 from bcseg_batch.store.images import decode_image
-from bcseg_training.dataset import MAX_PIXELS, Pair, read_original, read_truth
+from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair
 from bcseg_training.synthetic import Kind
 from bcseg_training.voc import Box, BoxedImage, read_boxes
 
@@ -342,13 +342,10 @@ def read_masked(pair: Pair) -> Specimen:
     """Read an original and its mask.
 
     Raises:
-        ImageError: one of them cannot be used.
-        UsageError: they differ in size.
+        UsageError: one of them cannot be used, or they differ in size.
     """
-    image, truth = read_original(pair), read_truth(pair)
-    if image.shape[:2] != truth.shape:
-        raise UsageError(f"cannot train on {pair.stem}: original and mask differ in size")
-    return from_mask(image, truth)
+    image, mask = read_pair(pair)
+    return from_mask(image, mask > 127)
 
 
 def read_boxed(item: BoxedImage) -> Specimen:

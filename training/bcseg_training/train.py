@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -20,10 +21,12 @@ from bcseg_batch.errors import UsageError
 from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
 from bcseg_batch.segment.model import Norm, UNet
 from bcseg_batch.segment.predictor import Placement, Predictor
+from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.augment import Recipe
 from bcseg_training.dataset import (
     EpochSampler,
     SegmentationDataset,
+    read_pair,
     usable_pairs,
     validation_folder,
 )
@@ -225,12 +228,17 @@ def train(
         One result for each epoch, those before a resume included.
 
     Raises:
-        UsageError: the data set cannot be used, or `out` holds another training.
+        UsageError: the data set cannot be used, sizes do not fit together, or `out` holds another
+            training.
+        OutputError: `out` cannot be written.
     """
+    _check_sizes(plan)
     progress = progress or Silent()
     accelerator = accelerator or Accelerator()
     set_seed(plan.seed)
     validation = usable_pairs(validation_folder(plan.dataset))
+    for pair in validation:  # a bad one is better found now than after the first epoch
+        read_pair(pair)
     dataset, sampler = _items_of(plan)
     loader = DataLoader(
         dataset,
@@ -248,14 +256,14 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     average = WeightAverage(model, plan.ema)
 
-    out.mkdir(parents=True, exist_ok=True)
     history = _restore(out, plan, resume, model, optimizer, average)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     average.model.to(accelerator.device)
     steps_an_epoch = len(loader)
     loss_of = loss_function(plan.loss)
 
-    for epoch in range(len(history), plan.epochs):
+    last_epoch = min(plan.epochs, stop_after_epoch or plan.epochs)
+    for epoch in range(len(history), last_epoch):
         sampler.epoch = epoch
         model.train()
         total = 0.0
@@ -271,7 +279,13 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update(accelerator.unwrap_model(model))
-            total += float(accelerator.reduce(loss.detach(), reduction="mean"))
+            mean_loss = float(accelerator.reduce(loss.detach(), reduction="mean"))
+            if not math.isfinite(mean_loss):
+                raise UsageError(
+                    f"the training diverged in epoch {epoch + 1}: the loss is {mean_loss}: lower "
+                    "--lr; the checkpoints of the epochs before are whole"
+                )
+            total += mean_loss
             progress.on_step(epoch, step + 1, steps_an_epoch, total / (step + 1))
         if accelerator.is_main_process:
             scores = mean_scores(
@@ -289,8 +303,6 @@ def train(
         else:
             history.append(EpochResult(epoch + 1, total / steps_an_epoch, 0.0, 0.0))
         accelerator.wait_for_everyone()
-        if stop_after_epoch is not None and epoch + 1 >= stop_after_epoch:
-            break
     return history
 
 
@@ -337,6 +349,22 @@ def start_from(model: UNet, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
+def _check_sizes(plan: TrainingPlan) -> None:
+    halved = 2**plan.depth
+    for name in ("input_size_px", "crop_px"):
+        size_px = getattr(plan, name)
+        if size_px % halved:
+            raise UsageError(
+                f"{name} is {size_px}, which {plan.depth} encoder steps cannot halve: give a "
+                f"multiple of {halved}"
+            )
+    if plan.augment == "none" and plan.crop_px > plan.input_size_px:
+        raise UsageError(
+            f"crop_px is {plan.crop_px}, but without augmentation no crop is larger than the "
+            f"image, which is {plan.input_size_px} pixels here"
+        )
+
+
 def _validation_predictor(
     model: nn.Module, accelerator: Accelerator, plan: TrainingPlan
 ) -> Predictor:
@@ -353,13 +381,17 @@ def _restore(  # noqa: PLR0917 - the parts of one state
     optimizer: torch.optim.Optimizer,
     average: WeightAverage,
 ) -> list[EpochResult]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(out, error) from error
     state_file = out / STATE
-    if not state_file.exists():
-        return []
-    if not resume:
+    if not resume and any((out / name).exists() for name in (STATE, LAST, BEST)):
         raise UsageError(
             f"{out} holds a training already: continue it with --resume, or name another folder"
         )
+    if not state_file.exists():
+        return []
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     if state["plan"] != plan.as_json():
         changed = sorted(
@@ -400,13 +432,15 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
     save_checkpoint(out / LAST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
     if latest.dice >= max(result.dice for result in history):
         save_checkpoint(out / BEST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
-    (out / HISTORY).write_text(
-        json.dumps({"plan": plan.as_json(), "epochs": [asdict(r) for r in history]}, indent=2)
-    )
-    save_curves(history, out / "curves.png")
-    _log_tensorboard(out, latest)
+    record = {"plan": plan.as_json(), "epochs": [asdict(result) for result in history]}
+    write_whole(out / HISTORY, json.dumps(record, indent=2).encode())
+    try:
+        save_curves(history, out / "curves.png")
+        _log_tensorboard(out, latest)
+    except OSError as error:
+        raise output_error(out, error) from error
     # The state goes last: an epoch counts as done only when all of the above lies on disk.
-    part = out / (STATE + ".part")
+    buffer = io.BytesIO()
     torch.save(
         {
             "plan": plan.as_json(),
@@ -415,9 +449,9 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
             "average": average.state(),
             "history": [asdict(result) for result in history],
         },
-        part,
+        buffer,
     )
-    part.replace(out / STATE)
+    write_whole(out / STATE, buffer.getvalue())
 
 
 def _training_data(plan: TrainingPlan) -> str:

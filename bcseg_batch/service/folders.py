@@ -1,0 +1,34 @@
+"""Refuses folders that cannot work together; light, so that it answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bcseg_batch.errors import UsageError
+
+
+def check_folders(source: Path, output: Path) -> None:
+    """Refuse folders that cannot work together, before anything is written.
+
+    Raises:
+        UsageError: the input is missing or no folder, the output is a file, or one lies in the
+            other, links resolved.
+    """
+    try:
+        if not source.is_dir():
+            what = "is not a folder" if source.exists() else "does not exist"
+            raise UsageError(f"the input folder {str(source)!r} {what}: name a folder with images")
+        if output.exists() and not output.is_dir():
+            raise UsageError(f"the output {str(output)!r} is a file: name a folder")
+        inner, outer = output.resolve(), source.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UsageError(
+            f"the folders {str(source)!r} and {str(output)!r} cannot be looked at: {error}: name "
+            "folders that this user may enter"
+        ) from error
+    if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise UsageError(
+            f"the output folder {str(output)!r} and the input folder {str(source)!r} lie one in "
+            "the other (links resolved): masks would be taken for images; name an output folder "
+            "elsewhere"
+        )
