@@ -28,6 +28,10 @@ SPECK_SHARE = 0.12
 # And below this many pixels of the network's input nothing can be called a cell.
 SPECK_PX = 20
 PLATELET_PX = 6
+# Cores are cut at these probabilities in turn: a piece that falls apart at a higher one into pieces
+# of at least a share of the typical core was more than one core.
+CORE_LEVELS = (0.5, 0.65, 0.8)
+SEED_SHARE = 0.08
 # A dip of this share of the distance parts two cells where there is no channel of cores.
 _DIP = 0.12
 
@@ -91,7 +95,7 @@ def find_cells(
         raise ValueError(f"{len(probabilities)} channels have {len(class_names)} names")
     soft = dict(zip(class_names[1:], probabilities[1:], strict=True))
     mask = probabilities[0] > threshold
-    small = separate(mask, soft.get("core"))
+    small = separate(mask, soft.get("core"), soft.get("white_cell"))
     whites = _mean_of(soft.get("white_cell"), small) > 0.5
     kinds = np.where(whites, np.uint8(CellKind.WHITE_CELL), np.uint8(CellKind.RED_CELL))
     labels = enlarge_labels(small, resize_probability(probabilities[0], shape_hw) > threshold)
@@ -106,16 +110,21 @@ def find_cells(
     return Cells(labels, kinds[kept], touches_border(labels, int(kept.sum())))
 
 
-def separate(mask: npt.NDArray[np.bool_], core: Floats | None = None) -> Labels:
+def separate(
+    mask: npt.NDArray[np.bool_], core: Floats | None = None, white: Floats | None = None
+) -> Labels:
     """Part touching cells by a watershed on the distance to the background.
 
     Seeds are the connected pieces of the cores where the network gives them, else the maxima of the
     distance transform that stand out by a share of the typical radius (h-maxima). A piece of the
     mask without a seed is a cell of its own. Holes are filled first and specks dropped last.
+    White cells seldom touch, but the lobes of their nuclei look like cores: the seeds within one
+    patch of white cell are one seed.
 
     Args:
         mask: bool (h, w).
         core: float32 (h, w) in [0, 1], probability of a cell's inner half, or None.
+        white: float32 (h, w) in [0, 1], probability of a white cell, or None.
 
     Returns:
         int32 (h, w), 0 background, 1..n without gaps.
@@ -128,8 +137,9 @@ def separate(mask: npt.NDArray[np.bool_], core: Floats | None = None) -> Labels:
         seeds = _distance_seeds(distance)
         relief = -distance
     else:
-        _, seeds = cv2.connectedComponents(((core > 0.5) & filled).astype(np.uint8), connectivity=4)
-        seeds = _drop_small(seeds, least_px=4, share=0.08)
+        seeds = _core_seeds(np.where(filled, core, np.float32(0)))
+        if white is not None:
+            seeds = _join_within(seeds, (white > 0.5) & filled)
         # The core says which cell, the distance where its edge is.
         relief = -cv2.GaussianBlur(core, (0, 0), 1.0) - 0.02 * distance
     seeds = _seed_the_rest(seeds, filled)
@@ -163,6 +173,53 @@ def _distance_seeds(distance: Floats) -> Labels:
     peaks = h_maxima(cv2.GaussianBlur(distance, (0, 0), 1.0), dip)
     _, seeds = cv2.connectedComponents(peaks.astype(np.uint8), connectivity=8)
     return np.asarray(seeds, dtype=np.int32)
+
+
+def _core_seeds(core: Floats) -> Labels:
+    """Number the cores: pieces above the first level, or what they fall into above the others."""
+    seeds = _drop_small(_pieces(core > CORE_LEVELS[0]), least_px=4, share=SEED_SHARE)
+    areas = np.bincount(seeds.ravel())[1:]
+    if not areas.size:
+        return seeds
+    least_px = max(4.0, SEED_SHARE * float(np.median(areas)))
+    for level in CORE_LEVELS[1:]:
+        finer = _pieces(core > level)
+        sizes = np.bincount(finer.ravel())
+        sizes[0] = 0
+        parents = np.zeros(sizes.size, np.int32)
+        parents[finer] = seeds
+        whole = sizes >= least_px
+        children = np.bincount(parents[whole], minlength=int(seeds.max()) + 1)
+        split = children > 1
+        split[0] = False
+        taken = whole[finer] & split[parents[finer]]
+        numbers = finer + np.int32(seeds.max())
+        seeds = np.where(split[seeds], np.where(taken, numbers, 0), seeds).astype(np.int32)
+    return seeds
+
+
+def _pieces(mask: npt.NDArray[np.bool_]) -> Labels:
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return np.asarray(labels, dtype=np.int32)
+
+
+def _join_within(seeds: Labels, patches: npt.NDArray[np.bool_]) -> Labels:
+    """Make the seeds that lie mostly within one patch one seed."""
+    count, numbered = cv2.connectedComponents(
+        cv2.morphologyEx(patches.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)),
+        connectivity=4,
+    )
+    seed_count = int(seeds.max(initial=0)) + 1
+    pair = seeds.astype(np.int64).ravel() * count + numbered.ravel()
+    shared = np.bincount(pair, minlength=seed_count * count).reshape(seed_count, count)
+    own = shared.argmax(axis=1)
+    numbers = np.arange(seed_count, dtype=np.int32)
+    for patch in range(1, count):
+        inside = np.flatnonzero(own == patch)
+        inside = inside[inside > 0]
+        numbers[inside] = inside.min(initial=seed_count)
+    joined: Labels = numbers[seeds]
+    return joined
 
 
 def _seed_the_rest(seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:

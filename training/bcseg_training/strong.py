@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcseg_training.augment import Sample
-from bcseg_training.specimens import Specimen
+from bcseg_training.specimens import CELL, PLATELET, Specimen
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -24,6 +24,7 @@ ANY_DIAMETER_PX = (15.0, 250.0)
 # Mean optical density of the cells: from ghosts on a faint camera to overstained.
 DENSITY = (0.06, 0.75)
 ASPECT = 1.4
+PLATELET_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +203,8 @@ def augment_strong(rng: np.random.Generator, source: Pyramid, *, size_px: int) -
     diameter_px = _log_uniform(rng, *wanted)
     image, target, weight = crop(rng, source, size_px=size_px, diameter_px=diameter_px)
     lit = relight(rng, restain(rng, image, source.specimen))
-    return Sample(
-        refocus(rng, lit, diameter_px),
-        np.true_divide(target, 255, dtype=np.float32),
-        np.true_divide(weight, 255, dtype=np.float32),
-    )
+    target_share = np.true_divide(target, 255, dtype=np.float32)
+    weight_share = np.true_divide(weight, 255, dtype=np.float32)
+    # Platelets are few and small: unless they count more, they pass for background or for cells.
+    weight_share[:, :, [CELL, PLATELET]] *= 1 + (PLATELET_WEIGHT - 1) * target_share[:, :, [PLATELET]]
+    return Sample(refocus(rng, lit, diameter_px), target_share, weight_share)
