@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from bcseg_batch.segment.checkpoint import load_checkpoint
 from bcseg_batch.segment.postprocess import probability, resize_probability
 from bcseg_batch.segment.predictor import Predictor, open_predictor
@@ -70,9 +71,7 @@ def test_gains_per_channel(
 
 
 @pytest.mark.parametrize("gamma", [0.7, 1.4])
-def test_tone_curves(
-    predictor: Predictor, images: list[tuple[Image, Mask]], gamma: float
-) -> None:
+def test_tone_curves(predictor: Predictor, images: list[tuple[Image, Mask]], gamma: float) -> None:
     assert mean_fall(predictor, images, lambda light: light**gamma) < LARGEST_FALL
 
 

@@ -206,5 +206,7 @@ def augment_strong(rng: np.random.Generator, source: Pyramid, *, size_px: int) -
     target_share = np.true_divide(target, 255, dtype=np.float32)
     weight_share = np.true_divide(weight, 255, dtype=np.float32)
     # Platelets are few and small: unless they count more, they pass for background or for cells.
-    weight_share[:, :, [CELL, PLATELET]] *= 1 + (PLATELET_WEIGHT - 1) * target_share[:, :, [PLATELET]]
+    weight_share[:, :, [CELL, PLATELET]] *= (
+        1 + (PLATELET_WEIGHT - 1) * target_share[:, :, [PLATELET]]
+    )
     return Sample(refocus(rng, lit, diameter_px), target_share, weight_share)
