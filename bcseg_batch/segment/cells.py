@@ -27,11 +27,17 @@ Labels = npt.NDArray[np.int32]
 SPECK_SHARE = 0.12
 # And below this many pixels of the network's input nothing can be called a cell.
 SPECK_PX = 20
+# A platelet: above this probability, sure enough on average, of a platelet's size against the median
+# cell, and compact. They are few in any training, so that their channel stays below a half.
+PLATELET_THRESHOLD = 0.3
+PLATELET_MEAN = 0.42
+PLATELET_AREA_SHARE = (0.045, 0.4)
+PLATELET_EXTENT = 0.55
 PLATELET_PX = 6
 # Cores are cut at these probabilities in turn: a piece that falls apart at a higher one into pieces
 # of at least a share of the typical core was more than one core.
 CORE_LEVELS = (0.5, 0.65, 0.8)
-SEED_SHARE = 0.08
+SEED_SHARE = 0.12
 # A dip of this share of the distance parts two cells where there is no channel of cores.
 _DIP = 0.12
 
@@ -96,11 +102,11 @@ def find_cells(
     soft = dict(zip(class_names[1:], probabilities[1:], strict=True))
     mask = probabilities[0] > threshold
     small = separate(mask, soft.get("core"), soft.get("white_cell"))
-    whites = _mean_of(soft.get("white_cell"), small) > 0.5
+    whites = _mean_of(soft.get("white_cell"), small, int(small.max(initial=0))) > 0.5
     kinds = np.where(whites, np.uint8(CellKind.WHITE_CELL), np.uint8(CellKind.RED_CELL))
     labels = enlarge_labels(small, resize_probability(probabilities[0], shape_hw) > threshold)
     if "platelet" in soft:
-        platelets = _platelets(soft["platelet"], mask)
+        platelets = _platelets(soft["platelet"], small, mask)
         number = int(platelets.max(initial=0))
         large = cv2.resize(platelets, shape_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         free = (labels == 0) & (large > 0)
@@ -246,15 +252,26 @@ def _drop_small(labels: Labels, *, least_px: int, share: float) -> Labels:
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
 
 
-def _platelets(probability: Floats, cell: npt.NDArray[np.bool_]) -> Labels:
-    found = ((probability > 0.5) & ~cell).astype(np.uint8)
-    _, labels = cv2.connectedComponents(found, connectivity=8)
-    return _drop_small(labels, least_px=PLATELET_PX, share=0.1)
+def _platelets(probability: Floats, cells: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
+    """Number the compact patches outside the mask that have a platelet's size."""
+    found = ((probability > PLATELET_THRESHOLD) & ~mask).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=4)
+    labels = labels.astype(np.int32)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    extent = areas / (stats[:, cv2.CC_STAT_WIDTH] * stats[:, cv2.CC_STAT_HEIGHT])
+    keep = (areas >= PLATELET_PX) & (extent >= PLATELET_EXTENT)
+    keep[1:] &= _mean_of(probability, labels, len(areas) - 1) >= PLATELET_MEAN
+    cell_areas = np.bincount(cells.ravel())[1:]
+    if cell_areas.size:
+        low, high = (share * float(np.median(cell_areas)) for share in PLATELET_AREA_SHARE)
+        keep &= (areas >= low) & (areas <= high)
+    keep[0] = False
+    kept: Labels = np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
+    return kept
 
 
-def _mean_of(plane: Floats | None, labels: Labels) -> npt.NDArray[np.float64]:
-    """Mean of a plane in each label, float64 (n,); zeros where there is no plane."""
-    count = int(labels.max(initial=0))
+def _mean_of(plane: Floats | None, labels: Labels, count: int) -> npt.NDArray[np.float64]:
+    """Mean of a plane in each of the labels 1..count; zeros where there is no plane."""
     if plane is None:
         return np.zeros(count)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]

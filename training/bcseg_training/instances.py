@@ -173,6 +173,7 @@ class BoxScore:
         white_recall: share of the white cells' boxes that were found, as whatever kind.
         white_right: share of those that were called white.
         platelet_recall: share of the platelets' boxes that a found platelet overlaps by 0.3.
+        platelet_precision: share of the found platelets that have such a box.
     """
 
     recall: float
@@ -182,12 +183,13 @@ class BoxScore:
     white_recall: float
     white_right: float
     platelet_recall: float
+    platelet_precision: float
 
 
 def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
     """Compare the cells of each image with its boxes, and add up."""
     hits = found = true = right = white = white_hits = white_right = 0
-    platelets = platelet_hits = 0
+    platelets = platelet_hits = platelets_found = 0
     for cells, boxes in images:
         extents = label_boxes(cells.labels)
         is_cell = cells.kinds != CellKind.PLATELET
@@ -205,6 +207,7 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
         white_right += int(((named == true_kinds) & (true_kinds == CellKind.WHITE_CELL)).sum())
         small = [b for b in boxes if b.kind == Kind.PLATELET]
         platelets += len(small)
+        platelets_found += int((~is_cell).sum())
         platelet_hits += len(match(box_iou(extents[~is_cell], _array(small)), 0.3).ious)
     recall, precision = _ratio(hits, true), _ratio(hits, found)
     return BoxScore(
@@ -215,6 +218,7 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
         _ratio(white_hits, white),
         _ratio(white_right, white_hits),
         _ratio(platelet_hits, platelets),
+        _ratio(platelet_hits, platelets_found),
     )
 
 

@@ -19,7 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 # Diameter of the median cell in the 512x512 input: where most images lie, and all that is covered.
-USUAL_DIAMETER_PX = (25.0, 110.0)
+USUAL_DIAMETER_PX = (17.0, 110.0)
 ANY_DIAMETER_PX = (15.0, 250.0)
 # Mean optical density of the cells: from ghosts on a faint camera to overstained.
 DENSITY = (0.06, 0.75)
