@@ -129,6 +129,7 @@ class Pipeline:
         observe: Observe = lambda _stage, _seconds, _images: None,
     ) -> None:
         self._observe = observe
+        self._batches = 0
         self._predictor = predictor
         self._outputs = outputs
         self.names = names
@@ -176,7 +177,7 @@ class Pipeline:
             file.path, max_pixels=self.options.max_pixels, page=self.options.page
         )
         tensor = preprocess(decoded.pixels, self._predictor.input_size_px)
-        self._observe("decode", time.monotonic() - started_s, 1)
+        self._note("decode", started_s, image=file.image)
         return _Prepared(file, name, started_s, decoded, tensor)
 
     def predict(
@@ -214,7 +215,8 @@ class Pipeline:
                     for item in part:
                         yield from self.predict([item])
             else:
-                self._observe("network", time.monotonic() - started_s, len(part))
+                self._batches += 1
+                self._note("network", started_s, images=len(part))
                 yield from zip(part, logits, strict=True)
             position += len(part)
 
@@ -252,7 +254,7 @@ class Pipeline:
         # The longer name first: where it is refused, no mask is left without a record.
         self._outputs.write(composite_file, encoded)
         self._outputs.write(mask_file, encode_png(mask))
-        self._observe("write", time.monotonic() - started_s, 1)
+        self._note("write", started_s, image=item.file.image)
         return replace(
             self._outcome(item.file, Status.DONE),
             notes=item.decoded.notes,
@@ -267,6 +269,16 @@ class Pipeline:
             composite=composite_file,
             seconds=round(time.monotonic() - item.started_s, 3),
         )
+
+    def _note(
+        self, stage: str, started_s: float, *, image: str | None = None, images: int = 1
+    ) -> None:
+        """Tell figures and log how long a stage took."""
+        seconds = time.monotonic() - started_s
+        self._observe(stage, seconds, images)
+        logger.bind(
+            stage=stage, image=image, batch=self._batches or None, ms=round(1000 * seconds)
+        ).debug("{} of {} in {:.3f} s", stage, repr(image) if image else images, seconds)
 
     def failure(self, file: InputFile, error: Exception) -> Outcome:
         """Turn whatever went wrong with one image into its outcome."""
