@@ -97,6 +97,7 @@ class Place:
         self.running: list[DaemonProcess] = []
         self.input.mkdir(parents=True)
         self.output.mkdir()
+        (root / "log.txt").touch()
         self.configure()
 
     def configure(self, **sections: Mapping[str, object]) -> None:

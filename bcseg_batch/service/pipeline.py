@@ -118,6 +118,8 @@ class Pipeline:
         options: the rest.
         observe: told of each stage (`decode`, `network`, `write`) how many seconds it took for how
             many images; called from any thread.
+        expects_company: asked, at a tick, whether more files may come within `max_wait_s`; where
+            they cannot, a partial batch does not wait for them.
     """
 
     def __init__(
@@ -126,9 +128,12 @@ class Pipeline:
         outputs: OutputFolder,
         names: Names,
         options: PipelineOptions,
+        *,
         observe: Observe = lambda _stage, _seconds, _images: None,
+        expects_company: Callable[[], bool] = lambda: True,
     ) -> None:
         self._observe = observe
+        self.expects_company = expects_company
         self._batches = 0
         self._predictor = predictor
         self._outputs = outputs
@@ -363,11 +368,16 @@ class _Flow:
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
                 yield self._pipeline.failure(file, error)
 
+    @property
+    def _is_due(self) -> bool:
+        is_all = not self._preparing and len(self._waiting) > 0
+        return self._waiting.due or (is_all and not self._pipeline.expects_company())
+
     def predict(self) -> Iterator[Outcome]:
         """Run the network on a batch, where one is due, and have the results written."""
         last = not self._open and not self._preparing and len(self._waiting) > 0
         # Without a tick more files are at hand, and a batch need not go before it is full.
-        if not (self._waiting.full or last or (self._ticked and self._waiting.due)):
+        if not (self._waiting.full or last or (self._ticked and self._is_due)):
             return
         for result in self._pipeline.predict(self._waiting.take()):
             if isinstance(result, Outcome):
