@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from loguru import logger
 
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import scan_folder
@@ -162,6 +163,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="on the disk to be measured")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
+    logger.remove()  # the figures alone
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)

@@ -1,14 +1,20 @@
-"""Runs the daemon as a user does: a process of its own, with a settings file."""
+"""Runs the daemon as a user does: a process of its own, with a settings file.
+
+Most of a start is the import of torch. So a server imports it once and forks for each daemon; a
+test that wants the installed command itself asks for it.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,57 @@ import pytest
 from parts import command
 
 LONG_S = 60.0
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["bcseg_batch.cli", "bcseg_batch.service.daemon"])
+
+
+def _become_daemon(
+    arguments: list[str], launcher: Path | None, log: Path, env: Mapping[str, str]
+) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.setsid()
+    os.environ.update(env)
+    sys.argv = ["bcseg-batch", *arguments]
+    if launcher is not None:
+        runpy.run_path(str(launcher), run_name="__main__")
+    else:
+        from bcseg_batch.cli import main
+
+        main()
+
+
+class Forked:
+    """A process from the server, with as much of `subprocess.Popen` as the tests use."""
+
+    def __init__(
+        self, arguments: list[str], launcher: Path | None, log: Path, env: Mapping[str, str]
+    ) -> None:
+        self._process = _FORKS.Process(target=_become_daemon, args=(arguments, launcher, log, env))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        self._process.join(timeout_s)
+        code = self._process.exitcode
+        assert code is not None, f"process {self.pid} still runs"
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+DaemonProcess = Forked | subprocess.Popen[bytes]
 
 
 def wait_until(true: Callable[[], object], what: str, *, timeout_s: float = LONG_S) -> None:
@@ -37,12 +94,13 @@ class Place:
         self.output = root / "out"
         self.state = root / "state"
         self.settings = root / "daemon.toml"
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[DaemonProcess] = []
         self.input.mkdir(parents=True)
         self.output.mkdir()
+        (root / "log.txt").touch()
         self.configure()
 
-    def configure(self, **sections: dict[str, object]) -> None:
+    def configure(self, **sections: Mapping[str, object]) -> None:
         """Write the settings: quick ones, with what the test wants on top."""
         everything: dict[str, dict[str, object]] = {
             "model": {"file": str(self.model), "device": "cpu", "dtype": "float32"},
@@ -65,22 +123,38 @@ class Place:
         )
 
     def start(
-        self, *options: str, launcher: Path | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start a daemon; it is killed at the end of the test if it still runs."""
-        program = [command()] if launcher is None else [sys.executable, str(launcher)]
-        with (self.root / "log.txt").open("ab") as log:
-            process = subprocess.Popen(
-                [*program, "run", "--settings", str(self.settings), *options],
-                stderr=log,
-                stdout=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-                start_new_session=True,
-            )
+        self,
+        *options: str,
+        launcher: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        installed: bool = False,
+    ) -> DaemonProcess:
+        """Start a daemon; it is killed at the end of the test if it still runs.
+
+        Args:
+            options: further arguments.
+            launcher: a program that bends something and then is the command.
+            env: on top of the environment.
+            installed: run the installed command.
+        """
+        arguments = ["run", "--settings", str(self.settings), *options]
+        log_path = self.root / "log.txt"
+        process: DaemonProcess
+        if installed:
+            with log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    [command(), *arguments],
+                    stderr=log,
+                    stdout=log,
+                    env={**os.environ, **(env or {})},
+                    start_new_session=True,
+                )
+        else:
+            process = Forked(arguments, launcher, log_path, env or {})
         self.running.append(process)
         return process
 
-    def stop(self, process: subprocess.Popen[bytes], *, timeout_s: float = LONG_S) -> int:
+    def stop(self, process: DaemonProcess, *, timeout_s: float = LONG_S) -> int:
         """Ask a daemon to end, and give its exit code."""
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout_s)
@@ -137,7 +211,7 @@ class Place:
 
         wait_until(is_so, f"{images} {status}: {self.standing()}", timeout_s=timeout_s)
 
-    def wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_ready(self, process: DaemonProcess) -> None:
         """Wait until this very process watches."""
 
         def is_ready() -> bool:

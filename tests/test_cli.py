@@ -25,6 +25,8 @@ from PIL import Image
 from test_outputs import small_disk
 from torch import nn
 
+from bcseg_batch import cli
+
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) +\S")
 CPU = ("--device", "cpu", "--dtype", "float32")
 

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def fill(place: Place, stop: threading.Event) -> None:
 
 
 def test_kills_at_random_moments_cost_nothing(place: Place) -> None:
-    # These deaths are nobody's fault, so that no number of them may condemn an image.
+    # These deaths are nobody's fault, and should condemn no image.
     place.configure(
-        service={"max_wait_s": 0.05, "max_attempts": 100},
+        service={"max_wait_s": 0.05, "max_attempts": 20},
         processing={"batch_size": 4, "workers": 2},
     )
     dice = random.Random(3)
@@ -60,6 +61,10 @@ def test_kills_at_random_moments_cost_nothing(place: Place) -> None:
     filler = threading.Thread(target=fill, args=(place, stop))
     filler.start()
     killed_at_work = 0
+
+    def at_work(done_before: int) -> bool:
+        return len(place.records()) > done_before or not filler.is_alive()
+
     try:
         for _ in range(KILLS):
             daemon = place.start()
@@ -67,12 +72,7 @@ def test_kills_at_random_moments_cost_nothing(place: Place) -> None:
             if dice.random() < 0.2:
                 time.sleep(dice.random() * 3)  # while it starts
             else:
-                wait_until(
-                    lambda before=done_before: (  # type: ignore[misc] - mypy knows no such default
-                        len(place.records()) > before or not filler.is_alive()
-                    ),
-                    "at work",
-                )
+                wait_until(partial(at_work, done_before), "at work")
                 time.sleep(dice.random() * 0.5)
             assert daemon.poll() is None, place.log
             daemon.kill()

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.watch import FolderWatch, WatchMode
 from bcseg_batch.items import InputFile
-from bcseg_batch.service import intake as intake_module
 from bcseg_batch.service.intake import Intake
 
 RULES = IgnoreRules({".png"})
@@ -58,6 +58,9 @@ class Taker:
 
     def until_quiet(self) -> None:
         self.until(lambda: self.intake.quiet)
+
+    def until_rescans(self, count: int) -> None:
+        self.until(lambda: self.intake.rescans >= count)
 
     @property
     def watch(self) -> FolderWatch:
@@ -259,15 +262,15 @@ def test_a_place_that_cannot_be_looked_into_is_told_once(
 ) -> None:
     (root / "broken.png").symlink_to("nowhere")
     said: list[str] = []
-    number = intake_module.logger.add(said.append, level="WARNING", format="{message}")
+    number = logger.add(said.append, level="WARNING", format="{message}")
     try:
         taker = takers(root)
         taker.until_quiet()
         for expected in (2, 3):
             taker.intake.rescan()
-            taker.until(lambda wanted=expected: taker.intake.rescans >= wanted)
+            taker.until_rescans(expected)
     finally:
-        intake_module.logger.remove(number)
+        logger.remove(number)
     assert len(said) == 1
     assert "broken.png" in said[0]
     assert "leads nowhere" in said[0]

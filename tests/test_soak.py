@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +62,11 @@ def test_memory_threads_and_files_stay_as_they_are(place: Place) -> None:
     place.wait_ready(daemon)
     samples: list[tuple[int, Held]] = []
 
-    def count() -> int:
-        return results.read_bytes().count(b"\n") if results.exists() else 0
+    def reached(target: int) -> bool:
+        return results.exists() and results.read_bytes().count(b"\n") >= target
 
     for target in range(WARM, IMAGES + 1, 500):
-        wait_until(lambda wanted=target: count() >= wanted, f"{target} done", timeout_s=200)  # type: ignore[misc] - mypy knows no such default
+        wait_until(partial(reached, target), f"{target} done", timeout_s=200)
         samples.append((target, held_by(daemon.pid)))
     assert len(place.standing()) == IMAGES
     assert set(place.standing().values()) == {"done"}

@@ -236,6 +236,7 @@ class Daemon:
                 # One that is tried alone need not wait for company.
                 replace(options, batch_size=1) if self._is_careful else options,
                 observe=self._metrics.observe_stage,
+                expects_company=self._expects_company,
             )
             for outcome in pipeline.process(self._feed()):
                 self._take(outcome)
@@ -267,6 +268,15 @@ class Daemon:
         if self._state != "stopping":
             self._state = "stopping"
             self._notifier.stopping("finishing what is under way")
+
+    def _expects_company(self) -> bool:
+        """Say whether an image may become ready before one that waits for it has to go.
+
+        What is not even settling yet takes longer than that, unless the settings say otherwise.
+        """
+        settings = self._settings
+        is_quick = settings.intake.settle_s < settings.service.max_wait_s
+        return is_quick or self._intake.settling > 0
 
     @property
     def _ending(self) -> bool:
@@ -394,6 +404,12 @@ class Daemon:
         """Record what is finished: the ledger first, then all that follows from it."""
         if not self._unrecorded:
             return
+        try:
+            self._check_output()
+        except OutputError:
+            # What was written just now may lie somewhere else, and is done again.
+            self._unrecorded.clear()
+            raise
         replaced = [self._ledger.outcome_of(outcome.image) for outcome in self._unrecorded]
         self._ledger.finish_many(self._unrecorded, self._plan)
         outcomes, self._unrecorded = self._unrecorded, []
@@ -598,7 +614,9 @@ class Daemon:
             self._announced = True
             logger.info("ready")
             self._notifier.ready(self._one_line())
-        if self._table_due_s is not None and now_s >= self._table_due_s:
+        is_due = self._table_due_s is not None and now_s >= self._table_due_s
+        if is_due and "output" not in self._troubles:
+            self._check_output()
             self._write_table()
 
     def _note(self, place: str, trouble: str | None) -> None:

@@ -118,6 +118,8 @@ class Pipeline:
         options: the rest.
         observe: told of each stage (`decode`, `network`, `write`) how many seconds it took for how
             many images; called from any thread.
+        expects_company: asked, at a tick, whether more files may come within `max_wait_s`; where
+            they cannot, a partial batch does not wait for them.
     """
 
     def __init__(
@@ -126,9 +128,13 @@ class Pipeline:
         outputs: OutputFolder,
         names: Names,
         options: PipelineOptions,
+        *,
         observe: Observe = lambda _stage, _seconds, _images: None,
+        expects_company: Callable[[], bool] = lambda: True,
     ) -> None:
         self._observe = observe
+        self.expects_company = expects_company
+        self._batches = 0
         self._predictor = predictor
         self._outputs = outputs
         self.names = names
@@ -176,7 +182,7 @@ class Pipeline:
             file.path, max_pixels=self.options.max_pixels, page=self.options.page
         )
         tensor = preprocess(decoded.pixels, self._predictor.input_size_px)
-        self._observe("decode", time.monotonic() - started_s, 1)
+        self._note("decode", started_s, image=file.image)
         return _Prepared(file, name, started_s, decoded, tensor)
 
     def predict(
@@ -214,7 +220,8 @@ class Pipeline:
                     for item in part:
                         yield from self.predict([item])
             else:
-                self._observe("network", time.monotonic() - started_s, len(part))
+                self._batches += 1
+                self._note("network", started_s, images=len(part))
                 yield from zip(part, logits, strict=True)
             position += len(part)
 
@@ -252,7 +259,7 @@ class Pipeline:
         # The longer name first: where it is refused, no mask is left without a record.
         self._outputs.write(composite_file, encoded)
         self._outputs.write(mask_file, encode_png(mask))
-        self._observe("write", time.monotonic() - started_s, 1)
+        self._note("write", started_s, image=item.file.image)
         return replace(
             self._outcome(item.file, Status.DONE),
             notes=item.decoded.notes,
@@ -267,6 +274,16 @@ class Pipeline:
             composite=composite_file,
             seconds=round(time.monotonic() - item.started_s, 3),
         )
+
+    def _note(
+        self, stage: str, started_s: float, *, image: str | None = None, images: int = 1
+    ) -> None:
+        """Tell figures and log how long a stage took."""
+        seconds = time.monotonic() - started_s
+        self._observe(stage, seconds, images)
+        logger.bind(
+            stage=stage, image=image, batch=self._batches or None, ms=round(1000 * seconds)
+        ).debug("{} of {} in {:.3f} s", stage, repr(image) if image else images, seconds)
 
     def failure(self, file: InputFile, error: Exception) -> Outcome:
         """Turn whatever went wrong with one image into its outcome."""
@@ -351,11 +368,16 @@ class _Flow:
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
                 yield self._pipeline.failure(file, error)
 
+    @property
+    def _is_due(self) -> bool:
+        is_all = not self._preparing and len(self._waiting) > 0
+        return self._waiting.due or (is_all and not self._pipeline.expects_company())
+
     def predict(self) -> Iterator[Outcome]:
         """Run the network on a batch, where one is due, and have the results written."""
         last = not self._open and not self._preparing and len(self._waiting) > 0
         # Without a tick more files are at hand, and a batch need not go before it is full.
-        if not (self._waiting.full or last or (self._ticked and self._waiting.due)):
+        if not (self._waiting.full or last or (self._ticked and self._is_due)):
             return
         for result in self._pipeline.predict(self._waiting.take()):
             if isinstance(result, Outcome):

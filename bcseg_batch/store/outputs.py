@@ -148,6 +148,8 @@ class OutputFolder:
             UnsupportedImageError: the name is too long, or the outputs of another image take it.
         """
         path = self.root / relative
+        if not self.root.is_dir():  # to be made by none but `__init__`: a share may be lost
+            raise OutputError(f"the output folder {str(self.root)!r} is gone: bring it back")
         try:
             write_whole(path, data)
         except OutputError as error:
