@@ -27,7 +27,7 @@ Labels = npt.NDArray[np.int32]
 SPECK_SHARE = 0.12
 # And below this many pixels of the network's input nothing can be called a cell.
 SPECK_PX = 20
-# A platelet: above this probability, sure enough on average, of a platelet's size against the median
+# A platelet: above this probability, sure enough on average, of the right size beside the median
 # cell, and compact. They are few in any training, so that their channel stays below a half.
 PLATELET_THRESHOLD = 0.3
 PLATELET_MEAN = 0.42
