@@ -356,3 +356,42 @@ def test_a_training_that_diverges_says_so_and_stops(dataset: Path, tmp_path: Pat
     with pytest.raises(UsageError, match=r"diverged in epoch 1.*lower --lr"):
         train(tiny_plan(dataset, lr=1e30), tmp_path / "out")
     assert not (tmp_path / "out" / "last.safetensors").exists()
+
+
+def test_a_mixture_is_trained_on_started_from_weights_and_resumed_to_the_same(
+    tmp_path: Path,
+) -> None:
+    from bcseg_training.synthetic import write_dataset
+
+    for part in ("train", "val"):
+        write_dataset(tmp_path / "data" / part, count=1, seed=3, shape_hw=(96, 128))
+    options = {"width": 2, "depth": 2, "norm": "batch", "input_size_px": 64, "crop_px": 32}
+    first = TrainingPlan(dataset=tmp_path / "data", epochs=1, **options)
+    train(first, tmp_path / "first")
+    plan = TrainingPlan(
+        dataset=tmp_path / "data",
+        synthetic=(tmp_path / "data" / "train",),
+        augment="strong",
+        items=4,
+        batch_size=2,
+        epochs=2,
+        loss="bce+dice",
+        init=tmp_path / "first" / "last.safetensors",
+        **options,
+    )
+    train(plan, tmp_path / "whole")
+    train(plan, tmp_path / "parts", stop_after_epoch=1)
+    train(plan, tmp_path / "parts", resume=True)
+    whole, parts = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "parts"))
+    assert whole.spec.class_names == ("cell", "core", "white_cell", "platelet")
+    for name, weight in whole.model.state_dict().items():
+        assert weight.equal(parts.model.state_dict()[name]), name
+
+
+def test_boxes_need_the_strong_augmentation(tmp_path: Path) -> None:
+    from bcseg_training.synthetic import write_dataset
+
+    for part in ("train", "val"):
+        write_dataset(tmp_path / part, count=1, seed=3, shape_hw=(96, 128))
+    with pytest.raises(UsageError, match="strong"):
+        train(TrainingPlan(dataset=tmp_path, boxes=tmp_path, crop_px=512), tmp_path / "out")

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Recipe = Literal["none", "standard"]
+Recipe = Literal["none", "standard", "strong"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class AugmentChoice(StrEnum):
 
     NONE = "none"
     STANDARD = "standard"
+    STRONG = "strong"
 
 
 class NormChoice(StrEnum):
@@ -121,6 +122,22 @@ def train_command(
     ema: Annotated[
         float, typer.Option(min=0, max=0.9999, help="Decay of the weights' average, 0 for none.")
     ] = 0.0,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images and VOC boxes (strong).", show_default=False),
+    ] = None,
+    synthetic: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder that synth wrote; repeatable (strong).", show_default=False),
+    ] = None,
+    shares: Annotated[
+        tuple[float, float, float],
+        typer.Option(help="Of DATASET, --boxes and --synthetic among the items (strong)."),
+    ] = (0.45, 0.35, 0.2),
+    items: Annotated[int, typer.Option(min=1, help="Items an epoch (strong).")] = 800,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue what lies in --out.")] = False,
     stop_after_epoch: Annotated[
@@ -152,6 +169,11 @@ def train_command(
         schedule=schedule.value,
         ema=ema,
         seed=seed,
+        boxes=boxes,
+        synthetic=tuple(synthetic or ()),
+        shares=shares,
+        items=items,
+        init=init,
     )
     with TrainingBar(epochs) as bar:
         history = train(
@@ -197,6 +219,29 @@ def evaluate_command(
         )
     if out is not None:
         typer.echo(f"{out / 'scores.csv'}\n{out / 'worst.png'}")
+
+
+@app.command("evaluate-cells")
+def evaluate_cells_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model file.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Each with original and mask, or with images and VOC annotations."),
+    ],
+    device: Annotated[str, typer.Option(help="Where the network runs.")] = "auto",
+    baseline: Annotated[
+        bool, typer.Option(help="Set Otsu's threshold and a distance watershed beside it.")
+    ] = True,
+) -> None:
+    """Judge single cells: counts, F1, AP, panoptic quality, or recall of boxes and kinds."""
+    from bcseg_training.instances import evaluate_cells
+
+    typer.echo(f"{'data':<28} {'score':<16} {'model':>8} {'Otsu':>8}")
+    for name, score, value, other in evaluate_cells(
+        checkpoint, folders, device=device, baseline=baseline
+    ):
+        beside = "" if other is None else f"{other:8.3f}"
+        typer.echo(f"{printable(name):<28} {score:<16} {value:8.3f} {beside}".rstrip())
 
 
 @app.command("export")

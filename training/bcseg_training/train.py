@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from loguru import logger
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from bcseg_batch.errors import UsageError
-from bcseg_batch.segment.checkpoint import ModelSpec, save_checkpoint
+from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
 from bcseg_batch.segment.model import Norm, UNet
 from bcseg_batch.segment.predictor import Placement, Predictor
 from bcseg_batch.store.outputs import output_error, write_whole
@@ -32,7 +32,9 @@ from bcseg_training.dataset import (
 )
 from bcseg_training.evaluate import mean_scores, predict_and_score
 from bcseg_training.losses import LossName, loss_function
+from bcseg_training.mixture import MixtureDataset, boxed_source, masked_source, synthetic_source
 from bcseg_training.plots import save_curves
+from bcseg_training.specimens import CLASS_NAMES
 
 Schedule = Literal["constant", "cosine"]
 
@@ -60,6 +62,12 @@ class TrainingPlan:
         ema: decay of the running average of the weights, 0 for none; the average is what is saved.
         seed: of the weights, the order and the augmentation.
         input_size_px: side of the network's input.
+        boxes: folder of images with VOC boxes to learn from besides (`strong` only).
+        synthetic: folders that `bcseg-train synth` wrote, likewise.
+        shares: of `dataset`, `boxes` and `synthetic` among the items.
+        items: in an epoch (`strong` only, where `crops_per_image` means nothing).
+        init: checkpoint whose weights the training starts from; a head with fewer channels fills
+            the first ones.
     """
 
     dataset: Path
@@ -78,10 +86,27 @@ class TrainingPlan:
     ema: float = 0.0
     seed: int = 0
     input_size_px: int = 512
+    boxes: Path | None = None
+    synthetic: tuple[Path, ...] = ()
+    shares: tuple[float, float, float] = (0.45, 0.35, 0.2)
+    items: int = 800
+    init: Path | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Channels of the network: all that the sources teach, or the mask alone."""
+        return CLASS_NAMES if self.augment == "strong" else ("cell",)
 
     def as_json(self) -> dict[str, Any]:
         """Give the plan as JSON can hold it, for the state file and the history."""
-        return {**asdict(self), "dataset": self.dataset.name}
+        return {
+            **asdict(self),
+            "dataset": self.dataset.name,
+            "boxes": self.boxes and self.boxes.name,
+            "synthetic": [folder.name for folder in self.synthetic],
+            "shares": list(self.shares),
+            "init": self.init and self.init.name,
+        }
 
 
 @dataclass(slots=True)
@@ -211,18 +236,10 @@ def train(
     progress = progress or Silent()
     accelerator = accelerator or Accelerator()
     set_seed(plan.seed)
-    pairs = usable_pairs(plan.dataset / "train")
     validation = usable_pairs(validation_folder(plan.dataset))
     for pair in validation:  # a bad one is better found now than after the first epoch
         read_pair(pair)
-    dataset = SegmentationDataset(
-        pairs,
-        input_size_px=plan.input_size_px,
-        crop_px=plan.crop_px,
-        recipe=plan.augment,
-        seed=plan.seed,
-    )
-    sampler = EpochSampler(len(dataset), repeats=plan.crops_per_image, seed=plan.seed)
+    dataset, sampler = _items_of(plan)
     loader = DataLoader(
         dataset,
         batch_sampler=BatchSampler(
@@ -230,7 +247,11 @@ def train(
         ),
         num_workers=num_workers,
     )
-    model = UNet(width=plan.width, depth=plan.depth, norm=plan.norm)
+    model = UNet(
+        out_channels=len(plan.class_names), width=plan.width, depth=plan.depth, norm=plan.norm
+    )
+    if plan.init is not None:
+        start_from(model, plan.init)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     average = WeightAverage(model, plan.ema)
@@ -283,6 +304,49 @@ def train(
             history.append(EpochResult(epoch + 1, total / steps_an_epoch, 0.0, 0.0))
         accelerator.wait_for_everyone()
     return history
+
+
+def _items_of(plan: TrainingPlan) -> tuple[Dataset[Any], EpochSampler]:
+    if plan.augment == "strong":
+        sources = [masked_source(plan.dataset, plan.shares[0])]
+        if plan.boxes is not None:
+            sources.append(boxed_source(plan.boxes, plan.shares[1]))
+        if plan.synthetic:
+            sources.append(synthetic_source(plan.synthetic, plan.shares[2]))
+        mixture = MixtureDataset(sources, crop_px=plan.crop_px, items=plan.items, seed=plan.seed)
+        return mixture, EpochSampler(plan.items, repeats=1, seed=plan.seed)
+    if plan.boxes is not None or plan.synthetic:
+        raise UsageError("boxes and synthetic smears need the strong augmentation")
+    dataset = SegmentationDataset(
+        usable_pairs(plan.dataset / "train"),
+        input_size_px=plan.input_size_px,
+        crop_px=plan.crop_px,
+        recipe=plan.augment,
+        seed=plan.seed,
+    )
+    return dataset, EpochSampler(len(dataset), repeats=plan.crops_per_image, seed=plan.seed)
+
+
+def start_from(model: UNet, checkpoint: Path) -> None:
+    """Copy a checkpoint's weights into a network that may have more channels in its head.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        UsageError: it is another network.
+    """
+    known = load_checkpoint(checkpoint).model.state_dict()
+    weights = model.state_dict()
+    for name, tensor in weights.items():
+        given = known.get(name)
+        head = name.startswith("head.")
+        if given is None or (given.shape != tensor.shape and not head):
+            raise UsageError(f"{checkpoint} is another network: its {name} does not fit")
+        shared = min(len(given), len(tensor)) if head else None
+        if tensor.ndim:
+            tensor[:shared] = given[:shared]
+        else:  # BatchNorm counts its batches in a number
+            tensor.copy_(given)
+    model.load_state_dict(weights)
 
 
 def _check_sizes(plan: TrainingPlan) -> None:
@@ -355,11 +419,13 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
 ) -> None:
     latest = history[-1]
     spec = ModelSpec(
+        out_channels=len(plan.class_names),
+        class_names=plan.class_names,
         width=plan.width,
         depth=plan.depth,
         norm=plan.norm,
         input_size_px=plan.input_size_px,
-        training_data=f"{plan.dataset.name}/train, augmentation {plan.augment}, seed {plan.seed}",
+        training_data=_training_data(plan),
         metrics={"val_dice": latest.dice, "val_iou": latest.iou, "epoch": float(latest.epoch)},
     )
     weights = copy.deepcopy(average.model).cpu()
@@ -386,6 +452,15 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
         buffer,
     )
     write_whole(out / STATE, buffer.getvalue())
+
+
+def _training_data(plan: TrainingPlan) -> str:
+    names = [f"{plan.dataset.name}/train"]
+    if plan.boxes is not None:
+        names.append(f"{plan.boxes.name} without its held-out fifth")
+    if plan.synthetic:
+        names.append("synthetic smears")
+    return f"{' + '.join(names)}, augmentation {plan.augment}, seed {plan.seed}"
 
 
 def _log_tensorboard(out: Path, result: EpochResult) -> None:
