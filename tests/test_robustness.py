@@ -80,15 +80,8 @@ def middle(array: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.uint8]:
     return array[y : array.shape[0] - y, x : array.shape[1] - x]
 
 
-@pytest.mark.parametrize(
-    "scale",
-    [
-        pytest.param(0.5, marks=pytest.mark.xfail(reason="cells under 20 px: see MODEL_CARD.md")),
-        0.7,
-        1.4,
-        2.0,
-    ],
-)
+# Not 0.5: cells under 20 px are a known weakness of the model, which MODEL_CARD.md gives in figures.
+@pytest.mark.parametrize("scale", [0.7, 1.4, 2.0])
 def test_magnifications(
     predictor: Predictor, images: list[tuple[Image, Mask]], scale: float
 ) -> None:
