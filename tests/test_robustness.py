@@ -80,7 +80,7 @@ def middle(array: npt.NDArray[np.uint8], share: float) -> npt.NDArray[np.uint8]:
     return array[y : array.shape[0] - y, x : array.shape[1] - x]
 
 
-# Not 0.5: cells under 20 px are a known weakness of the model, which MODEL_CARD.md gives in figures.
+# Not 0.5: cells under 20 px are a known weakness of the model; MODEL_CARD.md gives the figures.
 @pytest.mark.parametrize("scale", [0.7, 1.4, 2.0])
 def test_magnifications(
     predictor: Predictor, images: list[tuple[Image, Mask]], scale: float
