@@ -59,7 +59,7 @@ def served() -> Iterator[Served]:
 
 
 def test_a_daemon_that_has_fallen_silent_is_unwell(served: Served) -> None:
-    served.metrics.gauge(in_flight=1, settling=0, troubles={})
+    served.metrics.gauge(in_flight=1, settling=0, queued=0, troubles={})
     assert served.get("/healthz")[0] == 200
     assert "bcseg_healthy 1.0" in served.get("/metrics")[1]
     served.clock.now_s += 31
@@ -67,15 +67,16 @@ def test_a_daemon_that_has_fallen_silent_is_unwell(served: Served) -> None:
     assert code == 503
     assert json.loads(text)["troubles"]["pipeline"] == "nothing was heard for 31 s"
     assert "bcseg_healthy 0.0" in served.get("/metrics")[1]
-    served.metrics.gauge(in_flight=1, settling=0, troubles={})
+    served.metrics.gauge(in_flight=1, settling=0, queued=0, troubles={})
     assert served.get("/healthz")[0] == 200
 
 
 def test_troubles_are_told(served: Served) -> None:
-    served.metrics.gauge(in_flight=0, settling=3, troubles={"input": "it is gone"})
+    served.metrics.gauge(in_flight=0, settling=3, queued=7, troubles={"input": "it is gone"})
     code, text = served.get("/healthz")
     assert (code, json.loads(text)["troubles"]) == (503, {"input": "it is gone"})
     assert "bcseg_settling_files 3.0" in served.get("/metrics")[1]
+    assert "bcseg_queued_images 7.0" in served.get("/metrics")[1]
 
 
 def test_images_are_counted_by_status_and_class_of_error(served: Served) -> None:

@@ -601,6 +601,7 @@ class Daemon:
             self._metrics.gauge(
                 in_flight=len(self._in_flight),
                 settling=self._intake.settling,
+                queued=self._ledger.queue_length() if self._metrics.are_served else 0,
                 troubles=self._troubles,
             )
             self._check_output()

@@ -25,7 +25,13 @@ _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class NoMetrics:
-    """Stands in where no figures are asked for."""
+    """Stands in where no figures are asked for.
+
+    Attributes:
+        are_served: whether a figure that costs something to find is worth it.
+    """
+
+    are_served = False
 
     def observe_stage(self, stage: str, seconds: float, images: int) -> None:
         """Do nothing."""
@@ -33,7 +39,9 @@ class NoMetrics:
     def count(self, outcome: Outcome) -> None:
         """Do nothing."""
 
-    def gauge(self, *, in_flight: int, settling: int, troubles: Mapping[str, str]) -> None:
+    def gauge(
+        self, *, in_flight: int, settling: int, queued: int, troubles: Mapping[str, str]
+    ) -> None:
         """Do nothing."""
 
     def describe(self, model: str, model_sha256: str, device: str) -> None:
@@ -58,6 +66,8 @@ class Metrics(NoMetrics):
     Raises:
         SettingsError: the port cannot be had.
     """
+
+    are_served = True
 
     def __init__(
         self,
@@ -86,6 +96,9 @@ class Metrics(NoMetrics):
         )
         self._in_flight = Gauge(
             "bcseg_in_flight_images", "Images being processed.", registry=registry
+        )
+        self._queued = Gauge(
+            "bcseg_queued_images", "Images ready and waiting their turn.", registry=registry
         )
         self._settling = Gauge(
             "bcseg_settling_files", "Files waited for to keep still.", registry=registry
@@ -141,10 +154,13 @@ class Metrics(NoMetrics):
         if outcome.status is Status.DONE:
             self._last_success.set_to_current_time()
 
-    def gauge(self, *, in_flight: int, settling: int, troubles: Mapping[str, str]) -> None:
+    def gauge(
+        self, *, in_flight: int, settling: int, queued: int, troubles: Mapping[str, str]
+    ) -> None:
         """Set what is true at the moment."""
         self._in_flight.set(in_flight)
         self._settling.set(settling)
+        self._queued.set(queued)
         self._troubles = dict(troubles)
         self._heard_s = self._clock()
 

@@ -294,6 +294,10 @@ class Ledger:
                 ),
             )
 
+    def queue_length(self) -> int:
+        """Say how many images wait their turn, suspects included."""
+        return int(self._one("SELECT count(*) FROM images WHERE state = 'pending'")[0])
+
     def pending(self, folder: Path, *, limit: int) -> list[InputFile]:
         """Give what waits, longest first, without the suspects.
 
