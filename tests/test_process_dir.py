@@ -23,10 +23,11 @@ from PIL import Image
 
 from bcseg_batch.errors import DeviceError, OutputError, UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
-from bcseg_batch.items import Outcome
+from bcseg_batch.items import Outcome, Status
 from bcseg_batch.service.process_dir import Summary, check_folders, process_dir
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.outputs import OutputFolder
+from bcseg_batch.store.results import ResultsLog
 
 
 @pytest.fixture
@@ -506,3 +507,22 @@ def test_the_mask_has_the_size_after_orientation(source: Path, output: Path) -> 
         with Image.open(output / name) as picture:
             assert picture.size == (20, 40)
             assert not picture.getexif()
+
+
+def test_outputs_of_a_run_that_died_are_not_taken_for_those_of_an_earlier_one(
+    source: Path, output: Path, once_done: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = ResultsLog.append
+
+    def die_before_the_record(log: ResultsLog, outcome: Outcome) -> bool:
+        if outcome.status is Status.DONE:
+            raise SystemExit
+        return append(log, outcome)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(ResultsLog, "append", die_before_the_record)
+        with pytest.raises(SystemExit):
+            run_folder(source, output, threshold=0.999, settings_sha256="f" * 64)
+    assert counts(run_folder(source, output))[2] < 2
+    for name in ("masks/a_mask.png", "masks/b/c_mask.png"):
+        assert tree(output)[name] == once_done[name]

@@ -184,12 +184,30 @@ class _Run:
         # The stop is asked before each look at an earlier record, which may read the whole file.
         wanted = self._until_stopped(files)
         wanted = self._not_current(wanted) if skip_current else wanted
-        for outcome in self._pipeline.process(wanted):
+        for outcome in self._pipeline.process(self._disowning(wanted)):
             if outcome.status is Status.SKIPPED:
                 changed.append(outcome)
             else:
                 self.record(outcome)
         return changed
+
+    def _disowning(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
+        """Take back the record of what is done again, before its outputs are written over.
+
+        Dying after that would leave new outputs under a record of other settings, and a run with
+        those settings would trust it.
+        """
+        for file in files:
+            known = self._results.known(file.image)
+            if known is not None and known.status is Status.DONE:
+                self._results.append(
+                    Outcome(
+                        image=file.image,
+                        status=Status.SKIPPED,
+                        error="ImageChangedError: being done again; run again if this is left",
+                    )
+                )
+            yield file
 
     def record(self, outcome: Outcome) -> None:
         """Make an outcome final: the point from which a next run trusts it."""
