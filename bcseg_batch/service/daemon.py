@@ -382,7 +382,7 @@ class Daemon:
             return
         if (outcome.error or "").startswith("TruncatedImageError"):
             tries = self._truncated.get(outcome.image, 0)
-            if tries < self._settings.intake.truncated_retries:
+            if tries < self._settings.intake.truncated_retries and not self._failed_before(outcome):
                 self._truncated[outcome.image] = tries + 1
                 wait_s = max(1.0, self._settings.intake.settle_s) * 2**tries
                 logger.bind(image=outcome.image, stage="decode").info(
@@ -393,6 +393,15 @@ class Daemon:
         self._unrecorded.append(outcome)
         if len(self._unrecorded) >= self._engine.options.batch_size:
             self._commit()
+
+    def _failed_before(self, outcome: Outcome) -> bool:
+        """Say whether the same bytes failed already: a retry of them has nothing to wait for."""
+        before = self._ledger.outcome_of(outcome.image)
+        return (
+            before is not None
+            and before.status is Status.FAILED
+            and (before.size_bytes, before.mtime_ns) == (outcome.size_bytes, outcome.mtime_ns)
+        )
 
     def _send_back(self, image: str, *, wait_s: float) -> None:
         self._ledger.release([image])
