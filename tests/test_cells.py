@@ -10,9 +10,9 @@ from bcseg_batch.segment.cells import (
     CellKind,
     enlarge_labels,
     find_cells,
-    measure_cells,
     separate,
 )
+from bcseg_batch.segment.measure import measure_cells
 
 NAMES = ("cell", "core", "white_cell", "platelet")
 
