@@ -240,6 +240,69 @@ def test_original_with_wrong_weights(
     assert named in refusal(tmp_path / "m.pth")
 
 
+@pytest.mark.parametrize("name", ["out.bias", "out.weight", "down1.c.c1.weight"])
+@pytest.mark.parametrize(
+    ("odd", "named"),
+    [
+        (lambda tensor: tensor.to("meta"), "meta"),
+        (lambda tensor: tensor.to_sparse(), "sparse"),
+        (lambda tensor: torch.nested.as_nested_tensor([tensor]), "nested"),
+        (lambda tensor: torch.nested.as_nested_tensor([tensor], layout=torch.jagged), "nested"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch's own use
+def test_tensors_that_are_no_plain_arrays_are_named(
+    tmp_path: Path, name: str, odd: Callable[[torch.Tensor], torch.Tensor], named: str
+) -> None:
+    state = original_state(4, seed=0)
+    state[name] = odd(state[name])
+    torch.save(state, tmp_path / "m.pth")
+    message = refusal(tmp_path / "m.pth")
+    assert named in message
+    assert "\n" not in message
+
+
+def test_weights_saved_from_data_parallel_are_the_same_network(tmp_path: Path) -> None:
+    state = original_state(4, seed=0)
+    torch.save(state, tmp_path / "plain.pth")
+    parallel = torch.nn.DataParallel(load_checkpoint(tmp_path / "plain.pth").model).state_dict()
+    assert all(name.startswith("module.") for name in parallel)  # as this test has it, so torch
+    torch.save({f"module.{name}": t for name, t in state.items()}, tmp_path / "parallel.pth")
+    plain, same = (load_checkpoint(tmp_path / f"{n}.pth") for n in ("plain", "parallel"))
+    assert plain.spec.width == same.spec.width
+    weights = same.model.state_dict()
+    assert all(torch.equal(t, weights[name]) for name, t in plain.model.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_training_s_checkpoint_is_told_where_its_weights_lie(tmp_path: Path, key: str) -> None:
+    state = original_state(4, seed=0)
+    torch.save({"epoch": 3, key: state, "optimizer": {"state": {}}}, tmp_path / "m.pth")
+    message = refusal(tmp_path / "m.pth")
+    assert f"has one under '{key}':" in message
+    assert f"[{key!r}]" in message
+    taken = torch.load(tmp_path / "m.pth", weights_only=True)[key]  # as it says
+    torch.save(taken, tmp_path / "weights.pth")
+    assert load_checkpoint(tmp_path / "weights.pth").spec.width == 4
+
+
+def test_a_network_for_grey_images_is_refused_as_such(tmp_path: Path) -> None:
+    state = original_state(4, seed=0)
+    state["down1.c.c1.weight"] = state["down1.c.c1.weight"][:, :1].clone()
+    torch.save(state, tmp_path / "m.pth")
+    assert "images of 1 channels" in refusal(tmp_path / "m.pth")
+
+
+def test_a_size_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    state = original_state(4, seed=0)
+    state["out.weight"] = torch.zeros(17, 4, 1, 1)
+    torch.save(state, tmp_path / "m.pth")
+    assert "out_channels" in refusal(tmp_path / "m.pth")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

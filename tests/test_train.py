@@ -5,22 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from blots import blots, write_blots, write_pair
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bcseg_batch.errors import OutputError, UsageError
+from bcseg_batch.errors import CheckpointError, OutputError, UsageError
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_training.train import EpochResult, TrainingPlan, WeightAverage, learning_rate, train
+from bcseg_training.train import (
+    EpochResult,
+    TrainingPlan,
+    WeightAverage,
+    check_sizes,
+    learning_rate,
+    train,
+)
 
 TINY = {"width": 4, "depth": 2, "input_size_px": 64, "crop_px": 64, "batch_size": 2}
 
@@ -224,6 +233,105 @@ def test_resuming_with_other_options_is_refused(dataset: Path, whole: Path) -> N
         train(plan, whole, resume=True)
 
 
+def test_more_epochs_are_refused_with_a_way_to_train_on(dataset: Path, whole: Path) -> None:
+    plan = dataclasses.replace(full_plan(dataset), epochs=5)
+    with pytest.raises(UsageError, match=r"another epochs.*--init \S+last\.safetensors"):
+        train(plan, whole, resume=True)
+
+
+def other_smear(folder: Path) -> None:
+    write_pair(folder, "smear0", *blots(999))
+
+
+def one_more(folder: Path) -> None:
+    write_pair(folder, "smear9", *blots(9))
+
+
+def one_less(folder: Path) -> None:
+    for kind in ("original", "mask"):
+        (folder / kind / "smear0.png").unlink()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("change", [other_smear, one_more, one_less])
+def test_other_data_under_the_same_name_are_refused(
+    tmp_path: Path, part: str, change: Callable[[Path], None]
+) -> None:
+    first = write_blots(tmp_path / "first" / "set", train=2, val=2)
+    train(tiny_plan(first), tmp_path / "out", stop_after_epoch=1)
+    second = write_blots(tmp_path / "second" / "set", train=2, val=2)
+    change(second / part)
+    before = (tmp_path / "out" / "last.state.pt").read_bytes()
+    with pytest.raises(UsageError, match=rf"other files than those now in {second}: "):
+        train(tiny_plan(second), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "last.state.pt").read_bytes() == before
+
+
+def test_a_data_set_may_be_moved_and_have_files_beside_it(tmp_path: Path) -> None:
+    first = write_blots(tmp_path / "first" / "set", train=2, val=1)
+    train(tiny_plan(first), tmp_path / "out", stop_after_epoch=1)
+    (first / "train" / "original" / "notes.txt").write_text("looked over")
+    (tmp_path / "first").rename(tmp_path / "second")
+    moved = tmp_path / "second" / "set"
+    assert len(train(tiny_plan(moved), tmp_path / "out", resume=True)) == 2
+
+
+def test_a_state_that_says_nothing_of_the_files_is_resumed(dataset: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(dataset)
+    train(plan, tmp_path, stop_after_epoch=1)
+    state = torch.load(tmp_path / "last.state.pt", weights_only=True)
+    del state["sources"]
+    torch.save(state, tmp_path / "last.state.pt")
+    assert len(train(plan, tmp_path, resume=True)) == 2
+    assert torch.load(tmp_path / "last.state.pt", weights_only=True)["sources"]
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "list", "no plan", "no weights"])
+def test_a_damaged_state_is_told_in_a_sentence(
+    dataset: Path, whole: Path, tmp_path: Path, damage: str
+) -> None:
+    for path in whole.glob("last.*"):
+        shutil.copy(path, tmp_path)
+    state_file = tmp_path / "last.state.pt"
+    data = state_file.read_bytes()
+    state = torch.load(state_file, weights_only=True)
+    if damage in {"half", "empty", "text"}:
+        damaged = {"half": data[: len(data) // 2], "empty": b"", "text": b"no state\n" * 50}
+        state_file.write_bytes(damaged[damage])
+    elif damage == "list":
+        torch.save([1, 2], state_file)
+    else:
+        del state["plan" if damage == "no plan" else "model"]
+        torch.save(state, state_file)
+    with pytest.raises(
+        CheckpointError, match=rf"{state_file} is damaged.*--init {tmp_path}/last\.safetensors"
+    ) as caught:
+        train(full_plan(dataset), tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_scale_of_float16_is_resumed(dataset: Path, tmp_path: Path) -> None:
+    def scaled(scale: float) -> Accelerator:
+        accelerator = Accelerator()
+        # As on a GPU, where alone accelerate makes one.
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    plan = tiny_plan(dataset)
+    train(plan, tmp_path, stop_after_epoch=1, accelerator=scaled(64.0))
+    second = scaled(2.0)
+    train(plan, tmp_path, resume=True, accelerator=second)
+    assert second.scaler.get_scale() == 64.0
+    train(plan, tmp_path, resume=True)  # in float32 nothing is missed
+    # Of version 0.1.0 there are states without it.
+    state = torch.load(tmp_path / "last.state.pt", weights_only=True)
+    del state["scaler"]
+    torch.save(state, tmp_path / "last.state.pt")
+    third = scaled(2.0)
+    train(plan, tmp_path, resume=True, accelerator=third)
+    assert third.scaler.get_scale() == 2.0
+
+
 @pytest.mark.parametrize("left", ["last.state.pt", "last.safetensors", "best.safetensors"])
 def test_a_folder_with_a_training_is_not_written_over(
     dataset: Path, tmp_path: Path, left: str
@@ -341,6 +449,15 @@ def test_sizes_that_do_not_fit_together(
         train(tiny_plan(dataset, **changes), tmp_path / "out")
 
 
+@pytest.mark.parametrize(("batch_size", "processes"), [(2, 3), (8, 3), (1, 2)])
+def test_a_batch_that_processes_cannot_share(batch_size: int, processes: int) -> None:
+    plan = TrainingPlan(dataset=Path("set"), batch_size=batch_size)
+    said = rf"batch_size is {batch_size}, which {processes} processes.*multiple of {processes}"
+    with pytest.raises(UsageError, match=said):
+        check_sizes(plan, processes=processes)
+    check_sizes(dataclasses.replace(plan, batch_size=2 * processes), processes=processes)
+
+
 def test_an_output_folder_that_is_a_file(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot write"):
@@ -383,6 +500,10 @@ def test_a_mixture_is_trained_on_started_from_weights_and_resumed_to_the_same(
     train(plan, tmp_path / "parts", stop_after_epoch=1)
     train(plan, tmp_path / "parts", resume=True)
     whole, parts = (load_checkpoint(tmp_path / n / "last.safetensors") for n in ("whole", "parts"))
+    (kinds,) = (tmp_path / "data" / "train" / "kinds").iterdir()
+    kinds.write_text(kinds.read_text() + "\n")
+    with pytest.raises(UsageError, match=rf"now in {tmp_path}/data/train: "):
+        train(plan, tmp_path / "parts", resume=True)
     assert whole.spec.class_names == ("cell", "core", "white_cell", "platelet")
     for name, weight in whole.model.state_dict().items():
         assert weight.equal(parts.model.state_dict()[name]), name

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,11 +15,11 @@ from test_model import original_state
 from typer.testing import CliRunner
 
 from bcseg_batch.version import __version__
+from bcseg_training import cli
 from bcseg_training.cli import app, main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -151,6 +153,68 @@ def test_a_problem_in_the_data_set_is_exit_code_1(
     code, text, _ = run(monkeypatch, capsys, "check", dataset)
     assert code == 1
     assert "problem: train: original/smear1.png has no mask\n" in text
+
+
+def test_a_resumed_training_says_so_as_the_service_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = ("train", write_blots(tmp_path / "set", train=2, val=1), "--out", tmp_path / "out")
+    options = ("--width", 1, "--batch-size", 2, "--epochs", 2, "--resume")
+    run(monkeypatch, capsys, *training, *options, "--stop-after-epoch", 1)
+    code, _, errors = run(monkeypatch, capsys, *training, *options)
+    assert code == 0
+    (line,) = [line for line in errors.splitlines() if "resuming" in line]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO    resuming after epoch 1 of 2", line)
+
+
+def test_a_damaged_state_is_exit_code_78(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, out = write_blots(tmp_path / "set", train=1, val=1), tmp_path / "out"
+    out.mkdir()
+    (out / "last.state.pt").write_bytes(b"PK")
+    code, _, errors = run(
+        monkeypatch, capsys, "train", dataset, "--out", out, "--width", 1, "--resume"
+    )
+    assert code == 78
+    assert errors.startswith(f"bcseg-train: training state {out / 'last.state.pt'} is damaged")
+
+
+def test_a_bug_is_told_whole_and_has_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 70
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_a_full_standard_output_is_told(tmp_path: Path) -> None:
+    dataset = write_blots(tmp_path, train=1, val=1)
+    code = "from bcseg_training.cli import main; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "check", str(dataset)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 74
+    assert done.stderr == "bcseg-train: cannot print: [Errno 28] No space left on device\n"
+
+
+def test_no_type_is_shown_beside_a_flag() -> None:
+    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    for arguments in (["--help"], ["train", "--help"]):
+        text = CliRunner().invoke(app, arguments, env=env).output
+        assert "--help" in text
+        assert "bool" not in text.lower()
 
 
 def test_a_missing_part_names_the_extra(

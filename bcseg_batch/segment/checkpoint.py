@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bcseg_batch.errors import CheckpointError, OutputError
 from bcseg_batch.segment.model import Norm, UNet
+from bcseg_batch.segment.quality import TrainingStatistics
 from bcseg_batch.version import __version__
 
 # The header key under which the description lies, as one JSON text.
@@ -46,6 +47,7 @@ class ModelSpec(BaseModel):
         threshold: probability above which a pixel is a cell, in (0, 1).
         class_names: one name for each logit channel.
         training_data: what it was trained on, in words.
+        training_statistics: how the training images look, where that was measured.
         metrics: what was measured on data that was not trained on.
         created: ISO 8601 date of making.
         package_version: of the package that wrote the file.
@@ -64,6 +66,7 @@ class ModelSpec(BaseModel):
     threshold: float = Field(default=0.5, gt=0, lt=1)
     class_names: tuple[str, ...] = ("cell",)
     training_data: str = ""
+    training_statistics: TrainingStatistics | None = None
     metrics: dict[str, float] = {}
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     package_version: str = __version__
@@ -185,12 +188,17 @@ def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     try:
         spec = ModelSpec.model_validate_json(header[_HEADER_KEY])
     except ValidationError as error:
-        problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
-            for item in error.errors()
-        )
-        raise CheckpointError(f"model file {path} describes itself wrongly: {problems}") from error
+        raise CheckpointError(
+            f"model file {path} describes itself wrongly: {_problems(error)}"
+        ) from error
     return spec, weights
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
+        for item in error.errors()
+    )
 
 
 def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -201,14 +209,34 @@ def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
             f"model file {path} is not a plain state_dict saved by torch.save (pickled objects "
             f"are never run): {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise CheckpointError(f"model file {path} holds no state_dict, that is names with tensors")
+    if not _is_state_dict(content):
+        raise CheckpointError(
+            f"model file {path} holds no state_dict, that is names with tensors{_inner(content)}"
+        )
+    for name, tensor in content.items():
+        if kind := _odd_kind(tensor):
+            raise CheckpointError(
+                f"model file {path} has a {kind} tensor {name}: save dense weights with values, "
+                "torch.save(model.cpu().state_dict(), ...)"
+            )
+    # torch.nn.DataParallel calls the network it holds `module`; the weights are the same.
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     try:
         levels = max(int(m[1]) for name in content if (m := re.match(r"down(\d+)\.c\.c1\.", name)))
-        width, in_channels = content["down1.c.c1.weight"].shape[:2]
+        width, in_channels, _, _ = content["down1.c.c1.weight"].shape
         out_channels = content["out.weight"].shape[0]
+    except (ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"model file {path} has not the layout of the original's checkpoint.pth "
+            "(down1..4, bottleneck, up1..4, out)"
+        ) from error
+    if in_channels != 3:
+        raise CheckpointError(
+            f"model file {path} is of a network for images of {in_channels} channels, and "
+            "photographs are read as RGB, which has 3: train one on colour images"
+        )
+    try:
         spec = ModelSpec(
             width=width,
             depth=levels,
@@ -217,10 +245,10 @@ def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
             class_names=("cell", *(f"channel{i}" for i in range(1, out_channels))),
             training_data="unknown: a checkpoint of the original layout says nothing of it",
         )
-    except (ValueError, KeyError, IndexError) as error:
+    except ValidationError as error:
         raise CheckpointError(
-            f"model file {path} has not the layout of the original's checkpoint.pth "
-            "(down1..4, bottleneck, up1..4, out)"
+            f"model file {path} has the layout of the original's checkpoint.pth in a size that is "
+            f"not supported: {_problems(error)}"
         ) from error
     keys = _original_keys(spec.depth)
     # By the file's own names: ours would mean nothing to its owner.
@@ -236,6 +264,36 @@ def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
             f"{', '.join(foreign[:5])}"
         )
     return spec, {ours: content[theirs] for ours, theirs in keys.items()}
+
+
+def _is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    )
+
+
+def _inner(content: object) -> str:
+    """Say under which keys of a training's checkpoint weights lie, and how to take them out."""
+    if not isinstance(content, dict):
+        return ""
+    keys = [key for key, value in content.items() if value and _is_state_dict(value)]
+    if not keys:
+        return ""
+    return (
+        f"; it has one under {' and under '.join(map(repr, keys))}: write that alone with "
+        f"torch.save(torch.load(FILE, weights_only=True)[{keys[0]!r}], 'weights.pth')"
+    )
+
+
+def _odd_kind(tensor: Tensor) -> str | None:
+    """Name what is no plain array of numbers."""
+    if tensor.is_meta:
+        return "meta (empty)"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "quantised" if tensor.is_quantized else None
 
 
 def _original_keys(depth: int) -> dict[str, str]:
@@ -292,8 +350,6 @@ def _check_weights(path: Path, *, expected: dict[str, Tensor], found: dict[str, 
 
 def _kind(tensor: Tensor) -> str:
     """Name what cannot be turned into one another: floats of any precision are of one kind."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return "sparse or quantised"
     return "floating point" if tensor.is_floating_point() else str(tensor.dtype)
 
 

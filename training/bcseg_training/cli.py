@@ -1,24 +1,17 @@
 """The command line of the training side: parse, call, and turn errors into exit codes."""
 
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bcseg_batch.errors import BcsegError
+from bcseg_batch.command_line import new_app, run
+from bcseg_batch.errors import SettingsError
 from bcseg_batch.text import printable
-from bcseg_batch.version import __version__
 
-app = typer.Typer(
-    name="bcseg-train",
-    help="Make and judge the models that bcseg-batch runs.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = new_app("bcseg-train", "Make and judge the models that bcseg-batch runs.")
 
 Dataset = Annotated[
     Path, typer.Argument(metavar="DATASET", help="Folder with train and val, or test.")
@@ -61,22 +54,6 @@ class StyleChoice(StrEnum):
 
     TYPICAL = "typical"
     VARIED = "varied"
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"bcseg-train {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command("check")
@@ -149,11 +126,16 @@ def train_command(
 
     Several GPUs: accelerate launch -m bcseg_training.cli train DATASET --out DIR
     """
+    from rich.console import Console
+
     from bcseg_batch.allocator import keep_freed_memory
+    from bcseg_batch.service.log import log_to_terminal
     from bcseg_training.progress import TrainingBar
     from bcseg_training.train import TrainingPlan, train
 
     keep_freed_memory()
+    console = Console(stderr=True)
+    log_to_terminal(console)
     plan = TrainingPlan(
         dataset=dataset,
         epochs=epochs,
@@ -175,7 +157,7 @@ def train_command(
         items=items,
         init=init,
     )
-    with TrainingBar(epochs) as bar:
+    with TrainingBar(epochs, console) as bar:
         history = train(
             plan,
             out,
@@ -244,6 +226,22 @@ def evaluate_cells_command(
         typer.echo(f"{printable(name):<28} {score:<16} {value:8.3f} {beside}".rstrip())
 
 
+@app.command("profile")
+def profile_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="What the model was trained on.")
+    ],
+    out: Annotated[Path, typer.Option(help="New model file (.safetensors).")],
+    device: Annotated[str, typer.Option(help="Where the network runs.")] = "auto",
+) -> None:
+    """Store in a model how its training images look, to flag what is unlike them."""
+    from bcseg_training.profile import profile
+
+    statistics = profile(checkpoint, folders, out, device=device)
+    typer.echo(f"{out}: {statistics.count} images, limit {statistics.limit:.2f}")
+
+
 @app.command("export")
 def export_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT.safetensors")],
@@ -287,23 +285,19 @@ def synth_command(
 
 
 def main() -> None:
-    """Run the command line; every expected error ends in one sentence and its exit code."""
+    """Run the command line; `command_line.run` says how it ends."""
+    run(_app_of_whole_installation, "bcseg-train")
+
+
+def _app_of_whole_installation() -> None:
     try:
         app()
-    except BcsegError as error:
-        for line in str(error).splitlines():
-            print(f"bcseg-train: {printable(line)}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("bcseg"):
             raise
-        print(  # noqa: T201
-            f"bcseg-train: {error.name} is not installed: pip install 'bcseg-batch[train]'",
-            file=sys.stderr,
-        )
-        sys.exit(78)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise SettingsError(
+            f"{error.name} is not installed: pip install 'bcseg-batch[train]'"
+        ) from error
 
 
 if __name__ == "__main__":  # for accelerate launch -m

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,39 @@ def usable_pairs(folder: Path) -> tuple[Pair, ...]:
     if not pairing.pairs:
         raise UsageError(f"{folder} holds no pair of original and mask")
     return pairing.pairs
+
+
+def pair_files(folder: Path) -> list[Path]:
+    """List the files of `usable_pairs`.
+
+    Raises:
+        UsageError: as `usable_pairs`.
+    """
+    return [file for pair in usable_pairs(folder) for file in (pair.original, pair.mask)]
+
+
+def files_digest(folder: Path, files: Iterable[Path]) -> str:
+    """Give a SHA-256 over names and contents of files, hexadecimal, whatever their order.
+
+    The folder's own name and place have no say: a data set may be moved.
+
+    Args:
+        folder: that all of them lie in.
+        files: at some depth in it.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(files):
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        name = path.relative_to(folder).as_posix().encode(errors="surrogateescape")
+        whole.update(b"%s\0%s\n" % (name, content.encode()))
+    return whole.hexdigest()
 
 
 def validation_folder(dataset: Path) -> Path:

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from bcseg_batch.errors import ImageError, UsageError
 from bcseg_batch.segment.preprocess import to_network_input
-from bcseg_training.dataset import usable_pairs
+from bcseg_training.dataset import pair_files, usable_pairs
 from bcseg_training.specimens import Specimen, read_boxed, read_masked, read_synthetic
 from bcseg_training.strong import augment_strong, pyramid
-from bcseg_training.voc import boxed_images, held_out_stems
+from bcseg_training.voc import BoxedImage, boxed_images, held_out_stems
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def masked_source(dataset: Path, share: float) -> Source:
         UsageError: it cannot be used.
     """
     found = tuple(read_masked(pair) for pair in usable_pairs(dataset / "train"))
-    return Source(dataset.name, share, found)
+    return Source(str(dataset), share, found)
 
 
 def boxed_source(folder: Path, share: float) -> Source:
@@ -94,12 +94,30 @@ def boxed_source(folder: Path, share: float) -> Source:
     Raises:
         UsageError: it cannot be used.
     """
-    kept_out = held_out_stems()
     try:
-        found = tuple(read_boxed(i) for i in boxed_images(folder) if i.stem not in kept_out)
+        found = tuple(read_boxed(image) for image in _trained_on(folder))
     except ImageError as error:
         raise UsageError(f"cannot train on {folder}: {error}") from error
-    return Source(folder.name, share, found)
+    return Source(str(folder), share, found)
+
+
+def boxed_files(folder: Path) -> list[Path]:
+    """List the files that `boxed_source` reads.
+
+    Raises:
+        UsageError: the folder cannot be used.
+    """
+    return [
+        file
+        for image in _trained_on(folder)
+        for file in (image.image, image.annotation, image.white_mask)
+        if file is not None
+    ]
+
+
+def _trained_on(folder: Path) -> list[BoxedImage]:
+    kept_out = held_out_stems()
+    return [image for image in boxed_images(folder) if image.stem not in kept_out]
 
 
 def synthetic_source(folders: Sequence[Path], share: float) -> Source:
@@ -115,3 +133,17 @@ def synthetic_source(folders: Sequence[Path], share: float) -> Source:
     except ImageError as error:
         raise UsageError(f"cannot train on synthetic smears: {error}") from error
     return Source("synthetic", share, found)
+
+
+def synthetic_files(folder: Path) -> list[Path]:
+    """List the files that make up one folder of `synthetic_source`.
+
+    Raises:
+        UsageError: the folder cannot be used.
+    """
+    stems = [pair.stem for pair in usable_pairs(folder)]
+    return [
+        *pair_files(folder),
+        *(folder / "labels" / f"{stem}.tif" for stem in stems),
+        *(folder / "kinds" / f"{stem}.csv" for stem in stems),
+    ]

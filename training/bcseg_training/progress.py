@@ -20,11 +20,12 @@ class TrainingBar:
 
     Args:
         epochs: of the whole training.
+        console: on standard error.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, console: Console) -> None:
         self._epochs = epochs
-        self._console = Console(stderr=True)
+        self._console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

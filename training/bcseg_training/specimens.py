@@ -228,8 +228,9 @@ def from_boxes(image: Bytes, boxes: Sequence[Box], white: npt.NDArray[np.bool_] 
 
     A red cell becomes the ellipse inscribed in its box, a white cell its mask where there is one,
     else an ellipse too, a platelet an ellipse. Left out of the loss: what looks stained and lies in
-    no ellipse (cells without a box are many), and the outer fifth of an ellipse where it does not
-    look stained, for many boxes are loose; further in, unstained counts a third (a pale middle).
+    no ellipse (cells without a box are many; the rim of one with a tight box), and the outer fifth
+    of an ellipse where it does not look stained, for many boxes are loose; further in, unstained
+    counts a third (a pale middle).
     The ellipse of a box that the border cuts is wrong: there only what ellipse and stain agree on
     counts, and nothing is said of the core.
 
@@ -264,9 +265,10 @@ def from_boxes(image: Bytes, boxes: Sequence[Box], white: npt.NDArray[np.bool_] 
     weight[stained & ~edge & ~platelet] = 0
     rim = stained & edge & ~cell
     loose = cell & ~stained & ~white_pixels
-    weight[:, :, CELL][rim | loose] = 85
-    # Taught as cell, the loose rims made every mask too wide, those of the other sources as well.
-    weight[:, :, CELL][loose & (radius > LOOSE_FROM)] = 0
+    weight[:, :, CELL][loose] = 85
+    # Taught as cell, loose rims made every mask too wide, those of the other sources as well;
+    # tight ones, taught as background, made them too narrow. Where an edge is, others know better.
+    weight[:, :, CELL][rim | (loose & (radius > LOOSE_FROM))] = 0
     in_cut = cut[labels]
     weight[:, :, CELL][in_cut & (cell != stained)] = 0
     weight[:, :, CORE][in_cut] = 0

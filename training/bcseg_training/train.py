@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,7 +19,7 @@ from loguru import logger
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from bcseg_batch.errors import UsageError
+from bcseg_batch.errors import CheckpointError, UsageError
 from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
 from bcseg_batch.segment.model import Norm, UNet
 from bcseg_batch.segment.predictor import Placement, Predictor
@@ -25,14 +27,24 @@ from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.augment import Recipe
 from bcseg_training.dataset import (
     EpochSampler,
+    Pair,
     SegmentationDataset,
+    files_digest,
+    pair_files,
     read_pair,
     usable_pairs,
     validation_folder,
 )
 from bcseg_training.evaluate import mean_scores, predict_and_score
 from bcseg_training.losses import LossName, loss_function
-from bcseg_training.mixture import MixtureDataset, boxed_source, masked_source, synthetic_source
+from bcseg_training.mixture import (
+    MixtureDataset,
+    boxed_files,
+    boxed_source,
+    masked_source,
+    synthetic_files,
+    synthetic_source,
+)
 from bcseg_training.plots import save_curves
 from bcseg_training.specimens import CLASS_NAMES
 
@@ -101,12 +113,16 @@ class TrainingPlan:
         """Give the plan as JSON can hold it, for the state file and the history."""
         return {
             **asdict(self),
-            "dataset": self.dataset.name,
-            "boxes": self.boxes and self.boxes.name,
-            "synthetic": [folder.name for folder in self.synthetic],
+            "dataset": _name(self.dataset),
+            "boxes": self.boxes and _name(self.boxes),
+            "synthetic": [_name(folder) for folder in self.synthetic],
             "shares": list(self.shares),
-            "init": self.init and self.init.name,
+            "init": self.init and _name(self.init),
         }
+
+
+def _name(path: Path) -> str:
+    return path.absolute().name  # `.` has none of its own
 
 
 @dataclass(slots=True)
@@ -134,6 +150,14 @@ class Progress(Protocol):
 
     def on_epoch(self, result: EpochResult) -> None:
         """An epoch is through and saved."""
+
+
+class _Stateful(Protocol):
+    """A part of the training that a resumed one needs as it was."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 class Silent:
@@ -189,14 +213,14 @@ class WeightAverage:
             else:
                 average.copy_(current[name])
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Give what a resumed training needs."""
         return {"model": self.model.state_dict(), "steps": self._steps}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up where `state` was given."""
-        self.model.load_state_dict(state["model"])
-        self._steps = state["steps"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where `state_dict` was given."""
+        self.model.load_state_dict(state_dict["model"])
+        self._steps = state_dict["steps"]
 
 
 def train(
@@ -229,16 +253,15 @@ def train(
 
     Raises:
         UsageError: the data set cannot be used, sizes do not fit together, or `out` holds another
-            training.
+            training, or one on other files.
+        CheckpointError: the state to resume from is damaged, or `init` cannot be loaded.
         OutputError: `out` cannot be written.
     """
-    _check_sizes(plan)
     progress = progress or Silent()
     accelerator = accelerator or Accelerator()
+    check_sizes(plan, processes=accelerator.num_processes)
     set_seed(plan.seed)
-    validation = usable_pairs(validation_folder(plan.dataset))
-    for pair in validation:  # a bad one is better found now than after the first epoch
-        read_pair(pair)
+    validation = _sound_pairs(validation_folder(plan.dataset))
     dataset, sampler = _items_of(plan)
     loader = DataLoader(
         dataset,
@@ -255,8 +278,16 @@ def train(
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     average = WeightAverage(model, plan.ema)
+    parts: dict[str, _Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "average": average,
+        # Of float16 alone, whose gradients would vanish without it.
+        **({} if accelerator.scaler is None else {"scaler": accelerator.scaler}),
+    }
 
-    history = _restore(out, plan, resume, model, optimizer, average)
+    sources = source_digests(plan)
+    history = _restore(out, plan, resume, sources, parts)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     average.model.to(accelerator.device)
     steps_an_epoch = len(loader)
@@ -298,12 +329,33 @@ def train(
             )
             result = EpochResult(epoch + 1, total / steps_an_epoch, scores.dice, scores.iou)
             history.append(result)
-            _save_epoch(out, plan, history, average, accelerator.unwrap_model(model), optimizer)
+            _save_epoch(out, plan, history, average.model, sources, parts)
             progress.on_epoch(result)
         else:
             history.append(EpochResult(epoch + 1, total / steps_an_epoch, 0.0, 0.0))
         accelerator.wait_for_everyone()
     return history
+
+
+def _sound_pairs(folder: Path) -> tuple[Pair, ...]:
+    pairs = usable_pairs(folder)
+    for pair in pairs:  # a bad one is better found now than after the first epoch
+        read_pair(pair)
+    return pairs
+
+
+def source_digests(plan: TrainingPlan) -> list[tuple[Path, str]]:
+    """List the folders that a training reads, each with a digest of the files it takes there.
+
+    Raises:
+        UsageError: a folder or a file cannot be read.
+    """
+    folders = (plan.dataset / "train", validation_folder(plan.dataset))
+    files = [file for folder in folders for file in pair_files(folder)]
+    digests = [(plan.dataset, files_digest(plan.dataset, files))]
+    if plan.boxes is not None:
+        digests.append((plan.boxes, files_digest(plan.boxes, boxed_files(plan.boxes))))
+    return digests + [(f, files_digest(f, synthetic_files(f))) for f in plan.synthetic]
 
 
 def _items_of(plan: TrainingPlan) -> tuple[Dataset[Any], EpochSampler]:
@@ -349,7 +401,21 @@ def start_from(model: UNet, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _check_sizes(plan: TrainingPlan) -> None:
+def check_sizes(plan: TrainingPlan, *, processes: int = 1) -> None:
+    """Look whether the sizes of a plan fit together.
+
+    Args:
+        plan: to be carried out.
+        processes: that share each batch.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if plan.batch_size % processes:
+        raise UsageError(
+            f"batch_size is {plan.batch_size}, which {processes} processes cannot share evenly: "
+            f"give a multiple of {processes}"
+        )
     halved = 2**plan.depth
     for name in ("input_size_px", "crop_px"):
         size_px = getattr(plan, name)
@@ -373,49 +439,87 @@ def _validation_predictor(
     return Predictor(copy.deepcopy(model), placement, plan.input_size_px)
 
 
-def _restore(  # noqa: PLR0917 - the parts of one state
+def _restore(
     out: Path,
     plan: TrainingPlan,
     resume: bool,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage,
+    sources: list[tuple[Path, str]],
+    parts: dict[str, _Stateful],
 ) -> list[EpochResult]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(out, error) from error
-    state_file = out / STATE
     if not resume and any((out / name).exists() for name in (STATE, LAST, BEST)):
         raise UsageError(
             f"{out} holds a training already: continue it with --resume, or name another folder"
         )
-    if not state_file.exists():
+    if not (out / STATE).exists():
         return []
-    state = torch.load(state_file, map_location="cpu", weights_only=True)
-    if state["plan"] != plan.as_json():
-        changed = sorted(
-            key for key, value in plan.as_json().items() if state["plan"].get(key) != value
-        )
-        raise UsageError(
-            f"{out} holds a training with another {', '.join(changed)}: resume it with the same "
-            "options, or name another folder"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.restore(state["average"])
-    history = [EpochResult(**epoch) for epoch in state["history"]]
+    with _damage_told(out):
+        state = torch.load(out / STATE, map_location="cpu", weights_only=True)
+        before: dict[str, Any] = state["plan"]
+        # A state of version 0.1.0 says nothing of the files.
+        trained_on: list[str] = state.get("sources", [digest for _, digest in sources])
+        history = [EpochResult(**epoch) for epoch in state["history"]]
+    _check_same_training(out, plan, before)
+    _check_same_files(out, sources, trained_on)
+    with _damage_told(out):
+        for name, part in parts.items():
+            if name != "scaler" or name in state:  # which 0.1.0 did not keep
+                part.load_state_dict(state[name])
     logger.info("resuming after epoch {} of {}", len(history), plan.epochs)
     return history
+
+
+def _check_same_training(out: Path, plan: TrainingPlan, before: dict[str, Any]) -> None:
+    now = plan.as_json()
+    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if not changed:
+        return
+    advice = ""
+    if "epochs" in changed:
+        advice = (
+            "; the course of the learning rate belongs to its length: to train longer, start a "
+            f"new training in another folder with --init {out / LAST}"
+        )
+    raise UsageError(
+        f"{out} holds a training with another {', '.join(changed)}: resume it with the same "
+        f"options, or name another folder{advice}"
+    )
+
+
+def _check_same_files(out: Path, now: list[tuple[Path, str]], before: list[str]) -> None:
+    changed = [str(folder) for (folder, is_), was in zip(now, before, strict=True) if is_ != was]
+    if changed:
+        raise UsageError(
+            f"{out} holds a training on other files than those now in {', '.join(changed)}: resume "
+            "it with the data as they were, or name another folder"
+        )
+
+
+@contextlib.contextmanager
+def _damage_told(out: Path) -> Iterator[None]:
+    """Turn whatever a damaged state raises into one sentence."""
+    try:
+        yield
+    except Exception as error:  # torch raises anything at all for a file that is not its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        weights = f", with --init {out / LAST} from its weights" if (out / LAST).exists() else ""
+        raise CheckpointError(
+            f"training state {out / STATE} is damaged or cannot be read ({reason}): start a new "
+            f"training in another folder{weights}; or delete the file, and --resume begins again "
+            f"at the first epoch and writes over what lies in {out}"
+        ) from error
 
 
 def _save_epoch(  # noqa: PLR0917 - the parts of one state
     out: Path,
     plan: TrainingPlan,
     history: list[EpochResult],
-    average: WeightAverage,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    average: nn.Module,
+    sources: list[tuple[Path, str]],
+    parts: dict[str, _Stateful],
 ) -> None:
     latest = history[-1]
     spec = ModelSpec(
@@ -428,7 +532,7 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
         training_data=_training_data(plan),
         metrics={"val_dice": latest.dice, "val_iou": latest.iou, "epoch": float(latest.epoch)},
     )
-    weights = copy.deepcopy(average.model).cpu()
+    weights = copy.deepcopy(average).cpu()
     save_checkpoint(out / LAST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
     if latest.dice >= max(result.dice for result in history):
         save_checkpoint(out / BEST, weights, spec)  # type: ignore[arg-type]  # deepcopy of a UNet
@@ -444,10 +548,9 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
     torch.save(
         {
             "plan": plan.as_json(),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.state(),
+            "sources": [digest for _, digest in sources],
             "history": [asdict(result) for result in history],
+            **{name: part.state_dict() for name, part in parts.items()},
         },
         buffer,
     )
@@ -455,9 +558,9 @@ def _save_epoch(  # noqa: PLR0917 - the parts of one state
 
 
 def _training_data(plan: TrainingPlan) -> str:
-    names = [f"{plan.dataset.name}/train"]
+    names = [f"{_name(plan.dataset)}/train"]
     if plan.boxes is not None:
-        names.append(f"{plan.boxes.name} without its held-out fifth")
+        names.append(f"{_name(plan.boxes)} without its held-out fifth")
     if plan.synthetic:
         names.append("synthetic smears")
     return f"{' + '.join(names)}, augmentation {plan.augment}, seed {plan.seed}"
