@@ -1,10 +1,8 @@
 """The command line: parse, build, call, and turn errors into exit codes."""
 
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
-import io
 import json
-import sys
-import traceback
+import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -12,21 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcseg_batch.errors import BcsegError
-from bcseg_batch.version import __version__
+from bcseg_batch.command_line import new_app, run
 
 # Everything heavy is imported where it is used, so that --help is there at once.
 if TYPE_CHECKING:
     from bcseg_batch.service.process_dir import Summary
     from bcseg_batch.settings import LoadedSettings
 
-app = typer.Typer(
-    name="bcseg-batch",
-    help="Find the blood cells in smear photographs: masks and blood-red composites.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = new_app(
+    "bcseg-batch", "Find the blood cells in smear photographs: masks and blood-red composites."
 )
+
+# What a run may have left in the output folder, for the summary.
+_RESULTS = ("masks", "composites", "labels", "cells.csv", "results.csv", "results.jsonl")
 
 
 class Dtype(StrEnum):
@@ -42,22 +38,6 @@ SettingsFile = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file (TOML).", show_default=False),
 ]
-
-
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"bcseg-batch {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command("process-dir")
@@ -91,6 +71,18 @@ def process_dir_command(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Threads that read and write.")
     ] = None,
+    cells: Annotated[
+        bool | None,
+        typer.Option("--cells/--no-cells", help="Count and measure the cells. [default: cells]"),
+    ] = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Write label images. [default: no-labels]"),
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option("--pixel-size-um", metavar="UM", help="Side of a pixel, micrometres."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do again what is done already.")
     ] = False,
@@ -105,11 +97,14 @@ def process_dir_command(
     loaded = load_settings(
         settings_file,
         {
+            "images.pixel_size_um": pixel_size,
             "images.recursive": recursive,
             "model.file": model,
             "model.device": device,
             "model.dtype": dtype and dtype.value,
             "model.threshold": threshold,
+            "outputs.cells": cells,
+            "outputs.labels": labels,
             "processing.batch_size": batch_size,
             "processing.workers": workers,
         },
@@ -162,7 +157,7 @@ def _process_dir(
         )
     if stop.requested:
         return summary, stop.exit_code
-    return summary, 1 if summary.failed else 0
+    return summary, 0 if summary.is_whole else 1
 
 
 def _summary_json(summary: "Summary", output: Path) -> dict[str, Any]:
@@ -187,6 +182,8 @@ def _print_summary(summary: "Summary", output: Path) -> None:
         f"{summary.done} done, {summary.failed} failed, {summary.skipped} skipped, "
         f"{summary.images_per_s:.2f} images/s, {summary.seconds:.1f} s"
     )
+    if summary.flagged:
+        lines.append(f"{summary.flagged} to be doubted: the column flags of results.csv says why")
     if summary.ignored:
         names = [printable(f"{f.image} ({f.reason})") for f in summary.ignored_names[:5]]
         more = f", and {summary.ignored - len(names)} more" if summary.ignored > len(names) else ""
@@ -199,7 +196,7 @@ def _print_summary(summary: "Summary", output: Path) -> None:
         )
     lines.extend(
         f"  {kind:<13} {printable(str(output / kind))}"
-        for kind in ("masks", "composites", "results.csv", "results.jsonl")
+        for kind in _RESULTS
         if (output / kind).exists()
     )
     typer.echo("\n".join(lines))
@@ -321,12 +318,21 @@ def retry_command(
     settings_file: SettingsFile = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Put failed images back into the queue; a running daemon takes them up at once."""
+    """Put failed images back into the queue; a running daemon takes them up at once.
+
+    Exit code 1 where there is none.
+    """
     from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
+    from bcseg_batch.text import printable
 
     path = _state_folder(settings_file, state_dir) / LEDGER_NAME
     with Ledger.open_existing(path, readonly=False) as ledger:
-        typer.echo(f"{ledger.retry(pattern)} images are tried again")
+        count = ledger.retry(pattern)
+    if not count:
+        which = "no image has failed" if pattern is None else f"no failed image is like {pattern}"
+        typer.echo(f"nothing to try again: {printable(which)}")
+        raise typer.Exit(1)
+    typer.echo(f"{count} images are tried again")
 
 
 @app.command("logs")
@@ -353,7 +359,6 @@ def logs_command(
     as_json: AsJson = False,
 ) -> None:
     """Read the daemon's log files back, rotated and compressed ones too."""
-    import os
     from datetime import UTC, datetime
 
     from bcseg_batch.service.log import log_folder
@@ -387,10 +392,14 @@ def check_command(
     as_json: AsJson = False,
 ) -> None:
     """Look a set-up over: folders, rights, space, watching, ledger, model, one image end to end."""
+    from rich.console import Console
+
     from bcseg_batch.service.doctor import Verdict, examine
+    from bcseg_batch.service.log import log_to_terminal
     from bcseg_batch.settings import load_settings
     from bcseg_batch.text import printable
 
+    log_to_terminal(Console(stderr=True))
     loaded = load_settings(
         settings_file,
         {"folders.input": source, "folders.output": output, "folders.state": state_dir},
@@ -406,20 +415,5 @@ def check_command(
 
 
 def main() -> None:
-    """Run the command line; every expected error ends in one sentence and its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A summary names files, whatever characters the terminal has.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        app()
-    except BcsegError as error:
-        from bcseg_batch.text import printable
-
-        for line in str(error).splitlines():
-            print(f"bcseg-batch: {printable(line)}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception:  # noqa: BLE001 - a bug: told whole, with a code of its own (EX_SOFTWARE)
-        traceback.print_exc()
-        sys.exit(BcsegError.exit_code)
+    """Run the command line; `command_line.run` says how it ends."""
+    run(app, "bcseg-batch")

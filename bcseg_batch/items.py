@@ -32,6 +32,23 @@ class Status(StrEnum):
     SKIPPED = "skipped"
 
 
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A doubt about one image, for the reader; the image is processed all the same.
+
+    Attributes:
+        name: what it is about, such as `out_of_focus`.
+        value: what was measured.
+        limit: from where it is a doubt.
+        sentence: cause, number and what to do.
+    """
+
+    name: str
+    value: float
+    limit: float
+    sentence: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What happened to one input: the record's content.
@@ -45,6 +62,17 @@ class Outcome:
         height_px: height likewise.
         foreground_fraction: share of mask pixels that are 255, in [0, 1].
         mean_confidence: mean over the network's pixels of max(p, 1 - p), in [0.5, 1].
+        cell_count: red and white cells, those that the border cuts included; None where cells are
+            not asked for.
+        red_cell_count: of these, the red ones.
+        white_cell_count: of these, the white ones.
+        platelet_count: platelets, which are no cells.
+        border_cell_count: red and white cells that the border cuts.
+        cell_diameter_px: median of the red and white cells' equivalent diameters.
+        pixel_size_um: side of a pixel, where file or settings tell it.
+        tile_scale: network pixels per pixel of the image where it was taken in tiles; None where it
+            was stretched whole.
+        flags: doubts about the result.
         sha256: of the input's bytes, hexadecimal.
         size_bytes: the input's size when it was processed.
         mtime_ns: the input's modification time when it was processed.
@@ -55,6 +83,8 @@ class Outcome:
         dtype: in which precision, such as `bfloat16`.
         mask: path of the mask relative to the output folder, with forward slashes.
         composite: path of the composite likewise.
+        labels: path of the label image likewise.
+        cells: path of the table of cells likewise.
         seconds: from the start of reading to the last output written, waiting included.
         finished_at: when, ISO 8601 in UTC.
     """
@@ -67,6 +97,15 @@ class Outcome:
     height_px: int | None = None
     foreground_fraction: float | None = None
     mean_confidence: float | None = None
+    cell_count: int | None = None
+    red_cell_count: int | None = None
+    white_cell_count: int | None = None
+    platelet_count: int | None = None
+    border_cell_count: int | None = None
+    cell_diameter_px: float | None = None
+    pixel_size_um: float | None = None
+    tile_scale: float | None = None
+    flags: tuple[Flag, ...] = ()
     sha256: str | None = None
     size_bytes: int | None = None
     mtime_ns: int | None = None
@@ -77,5 +116,13 @@ class Outcome:
     dtype: str | None = None
     mask: str | None = None
     composite: str | None = None
+    labels: str | None = None
+    cells: str | None = None
     seconds: float | None = None
     finished_at: str | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Paths of the files written for it, relative to the output folder."""
+        files = (self.mask, self.composite, self.labels, self.cells)
+        return tuple(file for file in files if file is not None)

@@ -167,7 +167,7 @@ class ModelSettings(Section):
     ] = "auto"
     threshold: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Probability from which a pixel belongs to a cell."),
+        Field(gt=0, lt=1, description="Probability above which a pixel belongs to a cell."),
         Note(flag="--threshold", absent="the checkpoint's own threshold", example=0.5),
     ] = None
 
@@ -240,10 +240,49 @@ class ImageSettings(Section):
             description="Which page of a file with several is processed, counted from 0.",
         ),
     ] = 0
+    tiling: Annotated[
+        Literal["auto", "never"],
+        Field(
+            description="auto takes an image in overlapping tiles where its cells would be too "
+            "small in one piece of 512x512; never stretches every image whole, as the original did."
+        ),
+    ] = "auto"
+    pixel_size_um: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1000,
+            description="Side of a pixel of all images, for measurements in micrometres; goes "
+            "before what a file says of itself.",
+        ),
+        Note(
+            unit="micrometres",
+            flag="--pixel-size-um",
+            absent="what the file says, else pixels only",
+            example=0.1,
+        ),
+    ] = None
 
 
 class OutputSettings(Section):
     """The files that are written for each image."""
+
+    cells: Annotated[
+        bool,
+        Field(
+            description="Part touching cells, count them by kind and measure each one (cells.csv). "
+            "Without it there are masks and composites only."
+        ),
+        Note(flag="--cells/--no-cells"),
+    ] = True
+    labels: Annotated[
+        bool,
+        Field(
+            description="Write a label image too: TIFF, each cell's pixels have its number. Needs "
+            "cells."
+        ),
+        Note(flag="--labels/--no-labels"),
+    ] = False
 
     composite_format: Annotated[
         Literal["jpg", "png"],
@@ -474,12 +513,13 @@ class LoadedSettings:
 def shaping_settings(settings: Settings) -> dict[str, Any]:
     """Give the settings that shape the outputs' content: where they differ, an image is redone.
 
-    In: `model.threshold` moves the outline of every mask; `images.page` chooses the picture;
-    `outputs.*` are the composite's pixels and its file format. The quality counts only where it is
-    used, for JPEG.
+    In: `model.threshold` moves the outline of every mask, and so, by a pixel here and there, does a
+    `model.dtype` that is asked for by name; `images.page` chooses the picture, `images.tiling` how
+    it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the files themselves. The
+    composite's quality counts only where it is used, for JPEG.
 
-    Out: `model.file`, because the record has the model's own hash. `model.device`, `model.dtype`
-    and `processing.*`, because they must not change the result beyond rounding; the record names
+    Out: `model.file`, because the record has the model's own hash. `model.device` and
+    `processing.*`, because they must not change the result beyond rounding; the record names
     device and precision all the same. `images.recursive`, `suffixes`, `ignore` and `max_pixels`,
     because they choose which files are processed and not what comes out of one. The sections of
     the daemon, because they say when and where and never what.
@@ -494,11 +534,16 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     is_jpeg = outputs.composite_format == "jpg"
     return {
         "images.page": settings.images.page,
+        "images.pixel_size_um": settings.images.pixel_size_um,
+        "images.tiling": settings.images.tiling,
+        "model.dtype": settings.model.dtype,
         "model.threshold": settings.model.threshold,
         "outputs.alpha": outputs.alpha,
+        "outputs.cells": outputs.cells,
         "outputs.colour": list(outputs.colour),
         "outputs.composite_format": outputs.composite_format,
         "outputs.composite_quality": outputs.composite_quality if is_jpeg else None,
+        "outputs.labels": outputs.labels,
     }
 
 

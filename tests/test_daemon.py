@@ -124,7 +124,9 @@ def test_commands_tell_and_retry(place: Place) -> None:
     assert json.loads(failure)["image"] == "bad.jpg"
     assert "bad.jpg" in place.ask("failures")
 
-    assert place.ask("retry", "nothing*").startswith("0 ")
+    assert place.ask("retry", "nothing*", code=1) == (
+        "nothing to try again: no failed image is like nothing*\n"
+    )
     assert place.ask("retry", "bad*").startswith("1 ")
     wait_until(lambda: len(place.records()) == 3, "tried again")
     assert place.records()[-1]["image"] == "bad.jpg"
@@ -158,6 +160,7 @@ def test_check_says_what_is_wrong(place: Place) -> None:
     text = place.ask("check")
     assert "failure" not in text
     assert "one image end to end" in text
+    assert "DEBUG" not in text
     assert {path.name for path in place.input.iterdir()} == {"a.png"}
 
     place.configure(model={"file": str(place.root / "none.safetensors")})

@@ -17,9 +17,11 @@ BIN = Path(sys.executable).parent
 
 
 def shown_commands(text: str) -> list[str]:
-    """Give the lines of the indented-free code blocks that call our programs."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    """Give the lines that call our programs in code blocks that name no language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [
+        line.strip() for language, block in blocks if not language for line in block.splitlines()
+    ]
     return [line for line in lines if line.startswith(".venv/bin/bcseg-")]
 
 
@@ -42,6 +44,9 @@ def test_every_command_of_the_readme_works_in_order(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if " evaluate " in command:
+            dice, *_ = done.stdout.partition("\nmean ")[2].split()
+            assert float(dice) > 0.8, done.stdout
 
 
 def test_the_folders_and_files_that_the_docs_link_to_exist() -> None:

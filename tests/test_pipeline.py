@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from parts import CPU, INPUT_SIZE_PX, OPTIONS, BrightIsCell, input_file, tree, write_smear
 from PIL import Image
 
@@ -21,7 +23,7 @@ from bcseg_batch.errors import DeviceError, OutputError
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.predictor import OutOfMemoryError, Predictor
 from bcseg_batch.segment.preprocess import preprocess
-from bcseg_batch.service.pipeline import BatchPredictor, Pipeline, PipelineOptions
+from bcseg_batch.service.pipeline import BatchPredictor, Interrupted, Pipeline, PipelineOptions
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
 
@@ -160,7 +162,7 @@ def test_every_file_comes_out_exactly_once(source: Path, outputs: OutputFolder, 
     assert sorted(o.image for o in outcomes) == sorted(expected)
     assert {o.image: o.status for o in outcomes} == expected
     written = {name for name in tree(outputs.root) if not name.startswith(".")}
-    assert written == {p for o in outcomes for p in (o.mask, o.composite) if p}
+    assert written == {p for o in outcomes for p in o.outputs}
     for outcome in outcomes:
         assert (outcome.error is None) is (outcome.status is Status.DONE)
         assert not (outcome.error or "").startswith(("Exception", "ValueError", "OSError"))
@@ -305,6 +307,248 @@ class LostDevice(BrightIsCell):
 def test_a_lost_device_blames_no_image(source: Path, outputs: OutputFolder) -> None:
     with pytest.raises(DeviceError, match="lost"):
         list(pipeline(outputs, LostDevice()).process(smears(source, 6)))
+
+
+class LostLater(BrightIsCell):
+    def predict(self, batch: Logits) -> Logits:
+        if self.batches:
+            raise DeviceError("cuda:0 is lost")
+        return super().predict(batch)
+
+
+def test_what_was_done_before_the_device_was_lost_stays_done(
+    source: Path, outputs: OutputFolder
+) -> None:
+    outcomes = []
+    with pytest.raises(DeviceError, match="lost"):
+        for outcome in pipeline(outputs, LostLater()).process(smears(source, 8)):
+            outcomes.append(outcome)  # noqa: PERF402 - what came before the error is looked at
+    assert [outcome.image for outcome in outcomes] == [f"{n:03}.png" for n in range(4)]
+    assert all(outputs.exists(path) for outcome in outcomes for path in outcome.outputs)
+
+
+# Memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room_pixels", [1, 1200, 2500, 5000])
+def test_no_more_pixels_are_in_hand_than_there_is_room_for(
+    source: Path, outputs: OutputFolder, room_pixels: int
+) -> None:
+    predictor = BrightIsCell()
+    files = smears(source, 11)  # of 1200 pixels each
+    outcomes = list(pipeline(outputs, predictor, room_pixels=room_pixels).process(files))
+    assert sorted(o.image for o in outcomes) == [file.image for file in files]
+    assert {o.status for o in outcomes} == {Status.DONE}
+    assert max(predictor.batches) <= max(1, room_pixels // 1200)
+
+
+def test_a_giant_among_small_images_is_taken_alone(source: Path, outputs: OutputFolder) -> None:
+    for number in range(9):
+        size_wh = (200, 100) if number == 4 else (20, 10)
+        write_smear(source / f"{number}.png", size_wh=size_wh)
+    files = [input_file(path, source) for path in sorted(source.iterdir())]
+    predictor = BrightIsCell()
+    outcomes = list(pipeline(outputs, predictor, room_pixels=5000).process(files))
+    assert sorted(o.image for o in outcomes) == [file.image for file in files]
+    assert {o.status for o in outcomes} == {Status.DONE}
+    assert 1 in predictor.batches
+
+
+def test_ticks_do_not_keep_an_image_from_the_room_it_waits_for(
+    source: Path, outputs: OutputFolder
+) -> None:
+    files = smears(source, 5)
+    feed = [item for file in files for item in (file, None)]
+    outcomes = list(pipeline(outputs, room_pixels=1, max_wait_s=1000).process(feed))
+    assert {o.image for o in outcomes} == {file.image for file in files}
+
+
+# Cells -----------------------------------------------------------------------------------------
+
+
+def two_discs(path: Path) -> Path:
+    """Write a picture with a white disc within it, and one that its border cuts."""
+    y, x = np.ogrid[:96, :128]
+    bright = ((y - 40) ** 2 + (x - 40) ** 2 < 20**2) | ((y - 96) ** 2 + (x - 100) ** 2 < 20**2)
+    pixels = np.repeat((bright * np.uint8(255))[..., None], 3, axis=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_cells_are_counted_measured_and_labelled(source: Path, outputs: OutputFolder) -> None:
+    path = two_discs(source / "b/a.png")
+    process = pipeline(outputs, labels=True, pixel_size_um=0.5).process
+    (outcome,) = process([input_file(path, source)])
+    counts = (outcome.cell_count, outcome.red_cell_count, outcome.white_cell_count)
+    assert counts == (2, 2, 0)
+    assert (outcome.platelet_count, outcome.border_cell_count) == (0, 1)
+    assert outcome.pixel_size_um == 0.5
+    assert outcome.labels == "labels/b/a_labels.tif"
+    assert outcome.cells == "cells/b/a_cells.csv"
+    with tifffile.TiffFile(outputs.root / outcome.labels) as tiff:
+        labels = tiff.asarray()
+        per_cm = tiff.pages[0].tags["XResolution"].value
+    assert labels.dtype == np.uint16
+    assert labels.shape == (96, 128)
+    assert set(np.unique(labels)) == {0, 1, 2}
+    assert per_cm[0] / per_cm[1] == pytest.approx(20_000)
+    with (outputs.root / outcome.cells).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["b/a.png", "b/a.png"]
+    assert sorted(row["touches_border"] for row in rows) == ["0", "1"]
+    for row in rows:
+        area = int((labels == int(row["label"])).sum())
+        assert float(row["area"]) == area
+        assert float(row["area_um2"]) == pytest.approx(area / 4, rel=1e-5)
+
+
+def test_without_cells_there_are_masks_and_composites_alone(
+    source: Path, outputs: OutputFolder
+) -> None:
+    path = two_discs(source / "a.png")
+    (outcome,) = pipeline(outputs, cells=False).process([input_file(path, source)])
+    assert outcome.cell_count is None
+    assert outcome.outputs == (outcome.mask, outcome.composite)
+
+
+def test_a_picture_without_cells_has_a_table_without_rows(
+    source: Path, outputs: OutputFolder
+) -> None:
+    Image.new("RGB", (30, 20)).save(source / "black.png")
+    file = input_file(source / "black.png", source)
+    (outcome,) = pipeline(outputs, labels=True).process([file])
+    assert (outcome.cell_count, outcome.cell_diameter_px) == (0, None)
+    assert (outputs.root / outcome.cells).read_text().count("\n") == 1
+    assert not tifffile.imread(outputs.root / outcome.labels).any()
+
+
+# Tiles -----------------------------------------------------------------------------------------
+
+
+def many_discs(path: Path, size_wh: tuple[int, int]) -> int:
+    """Write a picture with a grid of white discs of 20 px on black; gives their number."""
+    y, x = np.ogrid[: size_wh[1], : size_wh[0]]
+    # The middles lie 40 px apart, the first ones 20 px from the border.
+    bright = ((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 < 10**2) & (y < size_wh[1] // 40 * 40)
+    bright &= x < size_wh[0] // 40 * 40
+    pixels = np.repeat((bright * np.uint8(255))[..., None], 3, axis=2)
+    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", rowsperstrip=16)
+    return (size_wh[0] // 40) * (size_wh[1] // 40)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_image_whose_cells_would_be_too_small_is_taken_in_tiles(
+    source: Path, outputs: OutputFolder
+) -> None:
+    count = many_discs(source / "a.tif", (410, 300))
+    file = input_file(source / "a.tif", source)
+    predictor = BrightIsCell()
+    (outcome,) = pipeline(outputs, predictor, tiling=True, labels=True).process([file])
+    assert outcome.status is Status.DONE, outcome.error
+    assert outcome.tile_scale == pytest.approx(36 / 20, abs=0.2)
+    assert outcome.cell_count == count
+    assert outcome.cell_diameter_px == pytest.approx(20, abs=1)
+    assert len(predictor.batches) > 1
+    assert max(predictor.batches) <= OPTIONS.batch_size
+    (plain,) = pipeline(outputs, tiling=False).process([file])
+    assert plain.tile_scale is None
+    assert plain.cell_count != count
+
+
+def test_a_picture_without_anything_is_not_taken_in_tiles(
+    source: Path, outputs: OutputFolder
+) -> None:
+    Image.new("RGB", (400, 300)).save(source / "black.png")
+    file = input_file(source / "black.png", source)
+    (outcome,) = pipeline(outputs, tiling=True).process([file])
+    assert (outcome.status, outcome.tile_scale, outcome.cell_count) == (Status.DONE, None, 0)
+
+
+@pytest.mark.parametrize("tiling", [True, False])
+def test_a_large_image_is_written_in_bands(
+    source: Path, outputs: OutputFolder, tiling: bool
+) -> None:
+    count = many_discs(source / "a.tif", (410, 900))
+    file = input_file(source / "a.tif", source)
+    process = pipeline(
+        outputs, large_pixels=100_000, tiling=tiling, labels=True, pixel_size_um=0.5
+    ).process
+    (outcome,) = process([file])
+    assert outcome.status is Status.DONE, outcome.error
+    assert (outcome.width_px, outcome.height_px) == (410, 900)
+    assert outcome.composite == "composites/a_bloodred.tif"
+    assert outcome.cell_count == count
+    with Image.open(outputs.root / outcome.mask) as picture:
+        mask = np.asarray(picture)
+    assert outcome.foreground_fraction == pytest.approx((mask == 255).mean(), abs=1e-6)
+    composite = tifffile.imread(outputs.root / outcome.composite)
+    assert composite.shape == (900, 410, 3)
+    labels = tifffile.imread(outputs.root / outcome.labels)
+    assert labels.shape == mask.shape
+    rows = read_rows(outputs.root / outcome.cells)
+    assert [int(row["label"]) for row in rows] == list(range(1, count + 1))
+    areas = np.bincount(labels.ravel())[1:]
+    assert [float(row["area"]) for row in rows] == areas.tolist()
+
+
+def test_a_large_image_of_another_format_is_read_whole_and_written_in_bands(
+    source: Path, outputs: OutputFolder
+) -> None:
+    count = many_discs(source / "a.tif", (410, 300))
+    Image.fromarray(tifffile.imread(source / "a.tif")).save(source / "a.png")
+    (source / "a.tif").unlink()
+    file = input_file(source / "a.png", source)
+    (outcome,) = pipeline(outputs, large_pixels=100_000, tiling=True).process([file])
+    assert (outcome.cell_count, outcome.composite) == (count, "composites/a_bloodred.tif")
+
+
+def test_a_large_image_that_has_nothing_in_it_gets_its_outputs(
+    source: Path, outputs: OutputFolder
+) -> None:
+    tifffile.imwrite(source / "a.tif", np.zeros((500, 400, 3), np.uint8), photometric="rgb")
+    file = input_file(source / "a.tif", source)
+    (outcome,) = pipeline(outputs, large_pixels=100_000, tiling=True).process([file])
+    assert (outcome.status, outcome.cell_count) == (Status.DONE, 0)
+    assert all(outputs.exists(path) for path in outcome.outputs)
+
+
+def test_a_large_image_that_is_damaged_costs_no_other(source: Path, outputs: OutputFolder) -> None:
+    many_discs(source / "b.tif", (410, 900))
+    write_smear(source / "c.png")
+    with tifffile.TiffFile(source / "b.tif") as tiff:
+        place = tiff.pages[0].dataoffsets[40]
+    with (source / "b.tif").open("r+b") as file:
+        file.seek(place)
+        file.write(b"damaged")
+    files = [input_file(source / name, source) for name in ("b.tif", "c.png")]
+    outcomes = {
+        o.image: o for o in pipeline(outputs, large_pixels=100_000, tiling=True).process(files)
+    }
+    assert outcomes["b.tif"].status is Status.FAILED
+    assert "b.tif" in (outcomes["b.tif"].error or "")
+    assert outcomes["c.png"].status is Status.DONE
+    assert not [name for name in tree(outputs.root) if "b_" in name or "part" in name]
+
+
+def test_an_interrupted_large_image_is_left_to_be_done_again(
+    source: Path, outputs: OutputFolder
+) -> None:
+    many_discs(source / "a.tif", (410, 900))
+    file = input_file(source / "a.tif", source)
+
+    def stop() -> None:
+        raise Interrupted("the process is to end")
+
+    options = replace(OPTIONS, large_pixels=100_000, tiling=True)
+    working = Pipeline(BrightIsCell(), outputs, OutputNames(), options, alive=stop)
+    (outcome,) = working.process([file])
+    assert outcome.status is Status.SKIPPED
+    assert not [name for name in tree(outputs.root) if not name.startswith(".")]
 
 
 class Poisoned(BrightIsCell):

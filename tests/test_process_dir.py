@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -252,6 +253,67 @@ def test_a_missing_or_empty_output_is_redone(
     assert tree(output)[name] == once_done[name]
 
 
+def test_what_was_made_of_an_image_goes_when_it_is_replaced_by_a_broken_one(
+    source: Path, output: Path, once_done: dict[str, bytes]
+) -> None:
+    assert pictures(output) >= {"masks/a_mask.png", "composites/a_bloodred.jpg"}
+    (source / "a.png").write_bytes(b"not an image any more")
+    assert counts(run_folder(source, output)) == (0, 2, 1)
+    left = {name for name in tree(output) if "/" in name}
+    assert not [name for name in left if "/a_" in name]
+    assert [name for name in left if "/b/c_" in name]
+    assert "a.png" not in (output / "cells.csv").read_text()
+    write_smear(source / "a.png", seed=5)
+    assert counts(run_folder(source, output)) == (1, 1, 1)
+    assert "masks/a_mask.png" in pictures(output)
+
+
+def test_all_cells_stand_in_one_table_once(source: Path, output: Path) -> None:
+    for name in ("b.png", "a.png", "sub/c.png"):
+        write_smear(source / name, seed=len(name))
+    for _ in range(2):
+        run_folder(source, output, overwrite=True)
+        with (output / "cells.csv").open(newline="") as file:
+            rows = [(row["image"], row["label"]) for row in csv.DictReader(file)]
+        assert len(rows) == len(set(rows))
+        images = [image for image, _ in rows]
+        assert images == sorted(images)
+        for record in lines(output):
+            count = record["cell_count"] + record["platelet_count"] if record["mask"] else 0
+            assert record["mask"] is None or images.count(record["image"]) == count
+
+
+def test_labels_that_are_asked_for_later_are_made(
+    source: Path, output: Path, once_done: dict[str, bytes]
+) -> None:
+    run_folder(source, output, labels=True, settings_sha256="c" * 64)
+    assert (output / "labels/a_labels.tif").exists()
+    run_folder(source, output, labels=False, settings_sha256="b" * 64)
+    assert not (output / "labels/a_labels.tif").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"notes": 5},
+        {"flags": [{"name": "x"}]},
+        {"mask": "/etc/passwd"},
+        {"composite": "../elsewhere.jpg"},
+        {"size_bytes": "many"},
+        {"sha256": 1},
+    ],
+)
+def test_a_record_that_somebody_edited_is_passed_over_and_its_image_done_again(
+    source: Path, output: Path, once_done: dict[str, bytes], damage: dict[str, object]
+) -> None:
+    records = lines(output)
+    records[-1].update(damage)
+    (output / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    summary = run_folder(source, output)
+    assert summary.done == 1
+    assert run_folder(source, output).done == 0
+
+
 def test_overwrite_redoes_everything(
     source: Path, output: Path, once_done: dict[str, bytes]
 ) -> None:
@@ -271,7 +333,7 @@ def test_without_its_records_a_folder_is_done_again_to_the_same(
 ) -> None:
     (output / "results.jsonl").unlink()
     assert counts(run_folder(source, output)) == (2, 1, 0)
-    assert pictures(output) == {name for name in once_done if "/" in name}
+    assert {name for name in tree(output) if "/" in name} == {n for n in once_done if "/" in n}
     assert len(lines(output)) == 3
 
 
@@ -408,6 +470,18 @@ def test_folders_within_each_other_are_refused_before_anything_is_written(tmp_pa
         with pytest.raises(UsageError, match="one in the other"):
             run_folder(tmp_path / source, tmp_path / output)
         assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["masks", "composites", "labels", "cells"])
+def test_a_link_in_the_output_folder_that_leads_into_the_input_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    write_smear(tmp_path / "in/a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "in")
+    with pytest.raises(UsageError, match="one in the other"):
+        run_folder(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.png"]
 
 
 def test_neighbours_whose_names_begin_alike_are_fine(tmp_path: Path) -> None:

@@ -20,8 +20,15 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # 8 bits, and over some twenty layers sound kernels stay well below this; broken ones do not.
 _MAX_PROBABILITY_SHIFT = 0.05
 
-# How allocators say it that raise a plain RuntimeError: Windows, Linux, and Metal or a CUDA call.
-_OUT_OF_MEMORY_SIGNS = ("not enough memory", "can't allocate memory", "out of memory")
+# How allocators say it that raise a plain RuntimeError: Windows, Linux, Metal or a CUDA call, and
+# oneDNN, which has no other word for it where the shapes are those that it took before.
+_OUT_OF_MEMORY_SIGNS = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "could not create a memory object",
+    "could not create a primitive",
+)
 
 
 class OutOfMemoryError(DeviceError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import bcseg_batch.weights
 from bcseg_batch.allocator import keep_freed_memory
+from bcseg_batch.errors import SettingsError
 from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.service.pipeline import PipelineOptions, default_workers
@@ -47,6 +48,10 @@ def build_engine(settings: Settings) -> Engine:
         SettingsError: the device is not there.
         DeviceError: the device refuses the network.
     """
+    if settings.outputs.labels and not settings.outputs.cells:
+        raise SettingsError(
+            "outputs.labels needs outputs.cells: labels are the parted cells: set both, or neither"
+        )
     keep_freed_memory()
     checkpoint = load_checkpoint(settings.model.file or SHIPPED_MODEL)
     spec = checkpoint.spec
@@ -64,6 +69,12 @@ def build_engine(settings: Settings) -> Engine:
         max_wait_s=settings.service.max_wait_s,
         max_pixels=settings.images.max_pixels,
         page=settings.images.page,
+        pixel_size_um=settings.images.pixel_size_um,
+        class_names=spec.class_names,
+        cells=settings.outputs.cells,
+        labels=settings.outputs.labels,
+        tiling=settings.images.tiling == "auto",
+        statistics=spec.training_statistics,
         composite_format=settings.outputs.composite_format,
         composite_quality=settings.outputs.composite_quality,
         colour=settings.outputs.colour,

@@ -27,13 +27,15 @@ from bcseg_batch.intake.settle import look_at
 from bcseg_batch.intake.watch import WatchMode
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.service.build import build_engine
+from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.intake import Intake
 from bcseg_batch.service.metrics import Metrics, NoMetrics
 from bcseg_batch.service.notify import Notifier
-from bcseg_batch.service.pipeline import Pipeline
+from bcseg_batch.service.pipeline import Interrupted, Pipeline
 from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
 from bcseg_batch.settings import Settings
+from bcseg_batch.store.cell_table import write_cells_table
 from bcseg_batch.store.dispose import Action, Disposal, Ending, dispose
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
@@ -49,6 +51,7 @@ _STATUS_EVERY_S = 2.0
 _TABLE_DELAY_S = 5.0
 # A table of a million rows takes seconds to write: this share of the time at most goes into it.
 _TABLE_SHARE = 0.02
+_TABLES_AT_STOP_S = 5.0
 _LONGEST_BACKOFF_S = 60.0
 _EXPORT_AT_ONCE = 1000
 _DISPOSE_AT_ONCE = 100
@@ -188,7 +191,7 @@ class Daemon:
         self._ping_s = self._status_s = 0.0
         self._busy_s = now_s  # when there was last anything to do
         self._table_due_s: float | None = None
-        self._no_table_before_s = 0.0
+        self._no_table_before_s = self._tables_took_s = 0.0
         self._dispose_s = now_s
 
     def run(self) -> None:
@@ -206,6 +209,7 @@ class Daemon:
         ):
             self._open_output()
             self._recover()
+            self._table_due_s = time.monotonic() + _TABLE_DELAY_S
             self._intake = self._make_intake()
             self._metrics = self._make_metrics()
             logger.info("{}", self._engine.description)
@@ -219,6 +223,7 @@ class Daemon:
                 self._intake.stop()
                 self._metrics.stop()
                 self._close()
+                logger.info("stopped: {} done, {} failed", self._done, self._failed)
 
     # -- the main loop ----------------------------------------------------------------------------
 
@@ -237,6 +242,7 @@ class Daemon:
                 replace(options, batch_size=1) if self._is_careful else options,
                 observe=self._metrics.observe_stage,
                 expects_company=self._expects_company,
+                alive=self._go_on_with_large_image,
             )
             for outcome in pipeline.process(self._feed()):
                 self._take(outcome)
@@ -264,9 +270,17 @@ class Daemon:
         if self._ending:
             self._say_stopping()
 
+    def _go_on_with_large_image(self) -> None:
+        """Between two tiles: all is well, unless the daemon is to end; it would take too long."""
+        self._progress_s = time.monotonic()
+        self._beat()
+        if self._ending:
+            raise Interrupted("the daemon is to end; taken up again by the next")
+
     def _say_stopping(self) -> None:
         if self._state != "stopping":
             self._state = "stopping"
+            logger.info("stopping: {} images under way are finished", len(self._in_flight))
             self._notifier.stopping("finishing what is under way")
 
     def _expects_company(self) -> bool:
@@ -426,10 +440,10 @@ class Daemon:
             self._in_flight.pop(outcome.image, None)
             self._truncated.pop(outcome.image, None)
             self._tell(outcome)
-            if before is not None and outcome.status is Status.DONE:
-                for old in {before.mask, before.composite} - {outcome.mask, outcome.composite}:
-                    if old is not None:
-                        self._outputs.remove(old)
+            if before is not None:
+                # One that failed has none: a mask must not stand beside another picture.
+                for old in set(before.outputs) - set(outcome.outputs):
+                    self._outputs.remove(old)
         self._busy_s = time.monotonic()
         if self._table_due_s is None:
             self._table_due_s = max(self._busy_s + _TABLE_DELAY_S, self._no_table_before_s)
@@ -576,8 +590,9 @@ class Daemon:
             self._commit()
             self._export()
             self._dispose()
-            if self._table_due_s is not None:
-                self._write_table()
+            # Long tables wait for the next start: the time to stop in is for images.
+            if self._table_due_s is not None and self._tables_took_s < _TABLES_AT_STOP_S:
+                self._write_tables()
             self._write_status()
         except OutputError as error:
             logger.error("{}", error)
@@ -627,7 +642,7 @@ class Daemon:
         is_due = self._table_due_s is not None and now_s >= self._table_due_s
         if is_due and "output" not in self._troubles:
             self._check_output()
-            self._write_table()
+            self._write_tables()
 
     def _note(self, place: str, trouble: str | None) -> None:
         if trouble is None:
@@ -707,13 +722,21 @@ class Daemon:
             f"{self._intake.settling} settling{'; ' + troubles if troubles else ''}"
         )
 
-    def _write_table(self) -> None:
+    def _write_tables(self) -> None:
         began_s = time.monotonic()
         self._results.write_csv(self._ledger.outcomes())
-        took_s = time.monotonic() - began_s
+        if self._engine.options.cells:
+            write_cells_table(self._folders.output, CELL_COLUMNS, self._cell_tables())
+        self._tables_took_s = time.monotonic() - began_s
         self._table_due_s = None
         # The next one waits so long that tables never take more than their share of the time.
-        self._no_table_before_s = began_s + took_s / _TABLE_SHARE
+        self._no_table_before_s = began_s + self._tables_took_s / _TABLE_SHARE
+
+    def _cell_tables(self) -> Iterator[str]:
+        for outcome in self._ledger.outcomes():
+            if outcome.cells is not None:
+                self._notifier.watchdog()  # there may be a million
+                yield outcome.cells
 
     # -- parts ------------------------------------------------------------------------------------
 

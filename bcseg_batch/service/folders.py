@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bcseg_batch.errors import UsageError
+from bcseg_batch.store.names import OUTPUT_FOLDERS
 
 
 def check_folders(source: Path, output: Path) -> None:
@@ -21,12 +22,14 @@ def check_folders(source: Path, output: Path) -> None:
         if output.exists() and not output.is_dir():
             raise UsageError(f"the output {str(output)!r} is a file: name a folder")
         inner, outer = output.resolve(), source.resolve()
+        # A link in place of `masks` may lead anywhere.
+        within = [(output / name).resolve() for name in OUTPUT_FOLDERS]
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise UsageError(
             f"the folders {str(source)!r} and {str(output)!r} cannot be looked at: {error}: name "
             "folders that this user may enter"
         ) from error
-    if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
+    if any(a.is_relative_to(outer) or outer.is_relative_to(a) for a in (inner, *within)):
         raise UsageError(
             f"the output folder {str(output)!r} and the input folder {str(source)!r} lie one in "
             "the other (links resolved): masks would be taken for images; name an output folder "

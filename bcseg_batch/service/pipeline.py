@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import cv2
@@ -21,25 +22,24 @@ from bcseg_batch.errors import (
     ImageChangedError,
     ImageError,
     OutputError,
-    PredictionError,
-    UnsupportedImageError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.postprocess import (
-    blend_table,
-    composite_image,
-    mask_from_probability,
-    mean_confidence,
-    probability,
-)
 from bcseg_batch.segment.predictor import OutOfMemoryError, Placement
-from bcseg_batch.segment.preprocess import preprocess
+from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
+from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
-from bcseg_batch.store.encode import encode_jpeg, encode_png
-from bcseg_batch.store.images import DecodedImage, decode_image
-from bcseg_batch.store.names import composite_path, mask_path
+from bcseg_batch.service.finishing import (
+    Finisher,
+    FinishOptions,
+    Prepared,
+    Source,
+    Undersized,
+)
+from bcseg_batch.service.room import NoRoom, Room
+from bcseg_batch.store.images import declared_pixels, decode_image
 from bcseg_batch.store.outputs import OutputFolder
-from bcseg_batch.version import __version__
+from bcseg_batch.store.pixel_size import pixel_size_um
+from bcseg_batch.store.raster import TiffRaster, open_raster
 
 
 class BatchPredictor(Protocol):
@@ -64,48 +64,33 @@ class Names(Protocol):
         ...
 
 
+# Pixels in hand at once, between decoding and the outcome: a photograph takes 3 bytes for each
+# while it waits and some 20 while its outputs are made.
+_ROOM_PIXELS = 150_000_000
+_CPU_TILES = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineOptions:
+class PipelineOptions(FinishOptions):
     """Everything that decides what the outputs look like, and how much is done at once.
 
     Attributes:
-        threshold: a pixel is foreground where its probability is above it.
         batch_size: images the network takes at once.
         workers: threads that decode and write.
         max_wait_s: how long a partial batch waits for company where the feed ticks.
         max_pixels: larger images are refused.
         page: of a file with several images, counted from 0.
-        composite_format: `jpg` or `png`.
-        composite_quality: of the JPEG, 1..100.
-        colour: RGB laid over the cells.
-        alpha: its opacity in [0, 1].
-        model_sha256: for the record.
-        settings_sha256: for the record.
+        pixel_size_um: side of a pixel of all images; None takes what a file says of itself.
+        room_pixels: pixels of all images in hand at once; a larger image is taken alone.
     """
 
-    threshold: float
     batch_size: int
     workers: int
     max_wait_s: float
     max_pixels: int
     page: int
-    composite_format: str
-    composite_quality: int
-    colour: tuple[int, int, int]
-    alpha: float
-    model_sha256: str
-    settings_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """An image on its way: decoded, and as the network wants it."""
-
-    file: InputFile
-    name: str
-    started_s: float
-    decoded: DecodedImage
-    tensor: npt.NDArray[np.float32]
+    pixel_size_um: float | None
+    room_pixels: int = _ROOM_PIXELS
 
 
 class Pipeline:
@@ -120,6 +105,8 @@ class Pipeline:
             many images; called from any thread.
         expects_company: asked, at a tick, whether more files may come within `max_wait_s`; where
             they cannot, a partial batch does not wait for them.
+        alive: called now and then while a large image is under way; may raise `Interrupted`, after
+            which the image comes out as skipped.
     """
 
     def __init__(
@@ -131,15 +118,18 @@ class Pipeline:
         *,
         observe: Observe = lambda _stage, _seconds, _images: None,
         expects_company: Callable[[], bool] = lambda: True,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._observe = observe
         self.expects_company = expects_company
+        self._alive = alive
         self._batches = 0
         self._predictor = predictor
-        self._outputs = outputs
         self.names = names
         self.options = options
-        self._table = blend_table(options.colour, options.alpha)
+        self._finisher = Finisher(outputs, options, predictor.placement)
+        self.room = Room(options.room_pixels)
+        self._rasters: dict[str, TiffRaster] = {}
         self._safe_batch_size = options.batch_size
         # The workers are the parallelism; threads of OpenCV's own would only get in their way.
         cv2.setNumThreads(1)
@@ -163,31 +153,73 @@ class Pipeline:
             DeviceError: the device is lost, or too small for one image.
         """
         with _Flow(self, files) as flow:
-            while flow.busy:
-                flow.take_in()
-                # The network's turn comes first: decoding is waited for only where it is idle.
-                yield from flow.collect()
-                yield from flow.predict()
-                yield from flow.give_out()
-                flow.rest()
+            try:
+                while flow.busy:
+                    flow.take_in()
+                    # The network's turn comes first: decoding is waited for only where it is idle.
+                    yield from flow.collect()
+                    yield from flow.predict()
+                    yield from flow.give_out()
+                    flow.rest()
+            except (OutputError, DeviceError):
+                # Whatever is on disk by now is done, and need not be done again.
+                yield from flow.rescue()
+                raise
 
-    def prepare(self, file: InputFile, name: str) -> _Prepared:
+    def prepare(self, file: InputFile, name: str) -> Prepared:
         """Decode an image and stretch it to the network's input; runs in a worker.
 
         Raises:
+            NoRoom: too much is in memory already.
             ImageError: this image cannot be used.
         """
         started_s = time.monotonic()
-        decoded = decode_image(
-            file.path, max_pixels=self.options.max_pixels, page=self.options.page
+        options, size_px = self.options, self._predictor.input_size_px
+        pixels = declared_pixels(file.path, page=options.page)
+        source: Source
+        raster: Raster
+        windows = None
+        if options.large_pixels < pixels <= options.max_pixels:
+            self.room.take(file.image, options.large_pixels)
+            windows = open_raster(file.path, max_pixels=options.max_pixels, page=options.page)
+        if windows is not None:
+            self._rasters[file.image] = windows
+            source = raster = windows
+            thumbnail = stretch(windows, size_px)
+        else:
+            self.room.leave(file.image)
+            # What is refused for its size is never in memory.
+            self.room.take(file.image, pixels if pixels <= options.max_pixels else 0)
+            decoded = decode_image(file.path, max_pixels=options.max_pixels, page=options.page)
+            source, raster = decoded, ArrayRaster(decoded.pixels)
+            thumbnail = resize_rgb(decoded.pixels, size_px)
+        prepared = Prepared(
+            file,
+            name,
+            started_s,
+            source,
+            raster,
+            options.pixel_size_um or pixel_size_um(file.path),
+            thumbnail,
+            to_network_input(thumbnail),
         )
-        tensor = preprocess(decoded.pixels, self._predictor.input_size_px)
         self._note("decode", started_s, image=file.image)
-        return _Prepared(file, name, started_s, decoded, tensor)
+        return prepared
+
+    def let_go(self, image: str) -> None:
+        """Give back what an image held, however it ended."""
+        self.room.leave(image)
+        if (raster := self._rasters.pop(image, None)) is not None:
+            raster.close()
+
+    def let_all_go(self) -> None:
+        """Give back what all images held that did not come to an end."""
+        for image in list(self._rasters):
+            self.let_go(image)
 
     def predict(
-        self, items: list[_Prepared]
-    ) -> Iterator[Outcome | tuple[_Prepared, npt.NDArray[np.float32]]]:
+        self, items: list[Prepared]
+    ) -> Iterator[Outcome | tuple[Prepared, npt.NDArray[np.float32]]]:
         """Run the network; where a batch fails, find the image that makes it fail."""
         position = 0
         while position < len(items):
@@ -196,15 +228,7 @@ class Pipeline:
             try:
                 logits = self._predictor.predict(np.stack([item.tensor for item in part]))
             except OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-                self._safe_batch_size = len(part) // 2
-                logger.warning(
-                    "{} has no memory for a batch of {}: going on with {}",
-                    self._predictor.placement.device,
-                    len(part),
-                    self._safe_batch_size,
-                )
+                self._halve_batch(len(part))
                 continue
             except DeviceError:
                 raise
@@ -225,54 +249,86 @@ class Pipeline:
                 yield from zip(part, logits, strict=True)
             position += len(part)
 
-    def finish(self, item: _Prepared, logits: npt.NDArray[np.float32]) -> Outcome:
-        """Make mask and composite and write them; runs in a worker.
-
-        Args:
-            item: the image.
-            logits: float32 (C, S, S), channel 0 is "cell".
+    def finish(self, item: Prepared, logits: npt.NDArray[np.float32]) -> Outcome | Undersized:
+        """Make the outputs of an image and write them; runs in a worker.
 
         Raises:
             OutputError: nothing can be written.
             ImageError: this image's outputs cannot be made.
         """
-        if not np.isfinite(logits).all():
-            raise PredictionError(
-                f"{item.file.image!r}: the network gave values that are not numbers: "
-                "run it in float32"
-            )
         started_s = time.monotonic()
-        options = self.options
-        pixels = item.decoded.pixels
-        soft = probability(logits[0])
-        mask = mask_from_probability(soft, pixels.shape[:2], options.threshold)
-        composite = composite_image(pixels, mask, self._table)
-        if options.composite_format == "png":
-            encoded = encode_png(composite)
-        else:
-            try:
-                encoded = encode_jpeg(composite, quality=options.composite_quality)
-            except UnsupportedImageError as error:
-                raise UnsupportedImageError(f"{item.file.image!r}: {error}") from error
-        mask_file = mask_path(item.name)
-        composite_file = composite_path(item.name, options.composite_format)
-        # The longer name first: where it is refused, no mask is left without a record.
-        self._outputs.write(composite_file, encoded)
-        self._outputs.write(mask_file, encode_png(mask))
+        result = self._finisher.finish(item, logits)
         self._note("write", started_s, image=item.file.image)
-        return replace(
-            self._outcome(item.file, Status.DONE),
-            notes=item.decoded.notes,
-            width_px=pixels.shape[1],
-            height_px=pixels.shape[0],
-            foreground_fraction=round(cv2.countNonZero(mask) / mask.size, 6),
-            mean_confidence=round(mean_confidence(soft), 6),
-            sha256=item.decoded.sha256,
-            size_bytes=item.decoded.size_bytes,
-            mtime_ns=item.decoded.mtime_ns,
-            mask=mask_file,
-            composite=composite_file,
-            seconds=round(time.monotonic() - item.started_s, 3),
+        return result
+
+    def finish_in_tiles(self, first: Undersized) -> Outcome:
+        """Find the scale that an image needs, and take it in tiles; runs where the network does.
+
+        Raises:
+            OutputError: nothing can be written.
+            DeviceError: the device is lost.
+            ImageError: this image's outputs cannot be made.
+        """
+        item, options = first.item, self.options
+        started_s = time.monotonic()
+        size_px = self._predictor.input_size_px
+        # A row of tiles lies in memory beside the batch, and on a processor more gain nothing.
+        is_cpu = self._predictor.placement.device == "cpu"
+        batch_size = min(options.batch_size, _CPU_TILES) if is_cpu else options.batch_size
+        scale = choose_scale(
+            item.raster,
+            first.diameter_px,
+            self._predict_tiles,
+            options.class_names,
+            threshold=options.threshold,
+            batch_size=batch_size,
+            input_size_px=size_px,
+            thumbnail=item.thumbnail,
+        )
+        if scale is None and not self._finisher.is_large(item):
+            return self._finisher.finish_whole(item, first.soft)
+        # Of a large image without a cell at any scale the outputs are made all the same.
+        scale = scale or size_px / math.sqrt(math.prod(item.raster.shape_hw))
+        bands = segment_in_tiles(
+            item.raster,
+            scale,
+            self._predict_tiles,
+            options.class_names,
+            threshold=options.threshold,
+            batch_size=batch_size,
+            input_size_px=size_px,
+            measure=options.cells,
+            pixel_size_um=item.pixel_size_um,
+            on_progress=_TileProgress(item.file.image, self._alive),
+        )
+        outcome = self._finisher.finish_bands(item, bands, scale)
+        self._note("tiles", started_s, image=item.file.image)
+        return outcome
+
+    def _predict_tiles(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Run the network on tiles, as many at once as the device has memory for."""
+        while True:
+            size = self._safe_batch_size
+            parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+            try:
+                return np.concatenate([self._predictor.predict(part) for part in parts])
+            except OutOfMemoryError:
+                self._halve_batch(min(size, len(batch)))
+
+    def _halve_batch(self, size: int) -> None:
+        """Go on with smaller batches after the device had no memory.
+
+        Raises:
+            OutOfMemoryError: the one that is handled, where it was for a single image.
+        """
+        if size == 1:
+            raise  # noqa: PLE0704 - called where one is handled
+        self._safe_batch_size = size // 2
+        logger.warning(
+            "{} has no memory for a batch of {}: going on with {}",
+            self._predictor.placement.device,
+            size,
+            self._safe_batch_size,
         )
 
     def _note(
@@ -287,24 +343,37 @@ class Pipeline:
 
     def failure(self, file: InputFile, error: Exception) -> Outcome:
         """Turn whatever went wrong with one image into its outcome."""
-        status = Status.SKIPPED if isinstance(error, ImageChangedError) else Status.FAILED
-        if not isinstance(error, ImageError):
+        is_to_be_redone = isinstance(error, ImageChangedError | Interrupted)
+        status = Status.SKIPPED if is_to_be_redone else Status.FAILED
+        if not isinstance(error, ImageError | Interrupted):
             logger.opt(exception=error).error("{!r}: a bug in this program", file.image)
-        return replace(self._outcome(file, status), error=f"{type(error).__name__}: {error}")
-
-    def _outcome(self, file: InputFile, status: Status) -> Outcome:
-        return Outcome(
-            image=file.image,
-            status=status,
-            size_bytes=file.size_bytes,
-            mtime_ns=file.mtime_ns,
-            model_sha256=self.options.model_sha256,
-            settings_sha256=self.options.settings_sha256,
-            version=__version__,
-            device=self._predictor.placement.device,
-            dtype=self._predictor.placement.dtype,
-            finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        return replace(
+            self._finisher.outcome(file, status), error=f"{type(error).__name__}: {error}"
         )
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the image is taken up again later
+    """A large image is left in the middle, because the process is to end."""
+
+
+class _TileProgress:
+    """Tells the log every ten seconds how far a large image is, and the owner that it goes on."""
+
+    _EVERY_S = 10.0
+
+    def __init__(self, image: str, alive: Callable[[], None]) -> None:
+        self._image = image
+        self._alive = alive
+        self._told_s = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._alive()
+        now_s = time.monotonic()
+        if now_s - self._told_s >= self._EVERY_S:
+            self._told_s = now_s
+            logger.bind(image=self._image, stage="network").info(
+                "{!r}: {} of {} tiles", self._image, done, total
+            )
 
 
 class _Flow:
@@ -321,11 +390,13 @@ class _Flow:
         self._source = iter(files)
         self._open = True
         self._ticked = False
-        self._preparing: deque[tuple[InputFile, Future[_Prepared]]] = deque()
-        self._waiting: Batcher[_Prepared] = Batcher(
+        self._preparing: deque[tuple[InputFile, str, Future[Prepared]]] = deque()
+        self._waiting: Batcher[Prepared] = Batcher(
             options.batch_size, options.max_wait_s, clock=time.monotonic
         )
-        self._finishing: deque[tuple[InputFile, Future[Outcome]]] = deque()
+        self._finishing: deque[tuple[InputFile, Future[Outcome | Undersized]]] = deque()
+        # Decoding was put off until there is room: taken up again before anything new.
+        self._put_off: deque[tuple[InputFile, str, int]] = deque()
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="bcseg-worker")
 
     def __enter__(self) -> _Flow:
@@ -333,15 +404,27 @@ class _Flow:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pipeline.let_all_go()
 
     @property
     def busy(self) -> bool:
         """Whether anything is under way or may still come."""
-        return bool(self._open or self._preparing or len(self._waiting) or self._finishing)
+        return self._open or self._has_more or bool(len(self._waiting) or self._finishing)
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether images that were taken in have still to come to the network's door."""
+        return bool(self._preparing or self._put_off)
 
     def take_in(self) -> None:
         """Draw files from the feed while there is room, or until it ticks or ends."""
         self._ticked = False
+        while self._put_off:
+            put_off, name, pixels = self._put_off[0]
+            if not self._pipeline.room.fits(pixels):
+                return
+            self._put_off.popleft()
+            self._prepare(put_off, name)
         while self._open and len(self._preparing) + len(self._waiting) < self._window:
             try:
                 file = next(self._source)
@@ -352,36 +435,46 @@ class _Flow:
                 self._ticked = True
                 return
             # Claimed here, in the feed's order, and not when a worker is through.
-            name = self._pipeline.names.claim(file.image)
-            future = self._pool.submit(self._pipeline.prepare, file, name)
-            self._preparing.append((file, future))
+            self._prepare(file, self._pipeline.names.claim(file.image))
+
+    def _prepare(self, file: InputFile, name: str) -> None:
+        future = self._pool.submit(self._pipeline.prepare, file, name)
+        self._preparing.append((file, name, future))
 
     def collect(self) -> Iterator[Outcome]:
         """Bring decoded images to the network's door; give out those that failed."""
         while self._preparing and not self._waiting.full:
-            file, prepared = self._preparing[0]
+            file, name, prepared = self._preparing[0]
             if not prepared.done() and (self._ticked or self._finishing):
                 return
             self._preparing.popleft()
             try:
                 self._waiting.add(prepared.result())
+            except NoRoom as full:
+                self._put_off.append((file, name, full.pixels))
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
-                yield self._pipeline.failure(file, error)
+                yield self._through(self._pipeline.failure(file, error))
+
+    def _through(self, outcome: Outcome) -> Outcome:
+        self._pipeline.let_go(outcome.image)
+        return outcome
 
     @property
     def _is_due(self) -> bool:
-        is_all = not self._preparing and len(self._waiting) > 0
+        is_all = not self._has_more and len(self._waiting) > 0
         return self._waiting.due or (is_all and not self._pipeline.expects_company())
 
     def predict(self) -> Iterator[Outcome]:
         """Run the network on a batch, where one is due, and have the results written."""
-        last = not self._open and not self._preparing and len(self._waiting) > 0
+        last = not self._open and not self._has_more and len(self._waiting) > 0
+        # The next one will come in only when these are through.
+        alone = bool(self._put_off) and not self._preparing and len(self._waiting) > 0
         # Without a tick more files are at hand, and a batch need not go before it is full.
-        if not (self._waiting.full or last or (self._ticked and self._is_due)):
+        if not (self._waiting.full or last or alone or (self._ticked and self._is_due)):
             return
         for result in self._pipeline.predict(self._waiting.take()):
             if isinstance(result, Outcome):
-                yield result
+                yield self._through(result)
             else:
                 item, logits = result
                 future = self._pool.submit(self._pipeline.finish, item, logits)
@@ -396,16 +489,33 @@ class _Flow:
                 return
             self._finishing.popleft()
             try:
-                yield finished.result()
+                result = finished.result()
+                if isinstance(result, Undersized):
+                    result = self._pipeline.finish_in_tiles(result)
             except (OutputError, DeviceError):
                 raise
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
-                yield self._pipeline.failure(file, error)
+                result = self._pipeline.failure(file, error)
+            yield self._through(result)
+
+    def rescue(self) -> Iterator[Outcome]:
+        """Give out what is finished after the network or the disk has failed."""
+        while self._finishing:
+            _, finished = self._finishing.popleft()
+            try:
+                result = finished.result()
+            except Exception as error:  # noqa: BLE001 - what is not done is tried again
+                logger.debug("not done: {!r}", error)
+                continue
+            if isinstance(result, Outcome):
+                yield self._through(result)
 
     def rest(self) -> None:
         """Wait for a worker where there is nothing to do until one is through."""
-        if self._preparing and self._finishing and not self._waiting.full and not self._ticked:
-            either: list[Future[Any]] = [self._preparing[0][1], self._finishing[0][1]]
+        is_at_rest = self._has_more and self._finishing and not self._waiting.full
+        if is_at_rest and not self._ticked:
+            either: list[Future[Any]] = [self._finishing[0][1]]
+            either += [prepared for _, _, prepared in itertools.islice(self._preparing, 1)]
             wait(either, return_when=FIRST_COMPLETED)
 
 

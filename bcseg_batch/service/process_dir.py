@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,14 +15,17 @@ from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.folders import check_folders
 from bcseg_batch.service.pipeline import BatchPredictor, Pipeline, PipelineOptions
+from bcseg_batch.store.cell_table import write_cells_table
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.results import Known, ResultsLog
 
 # How often a file that changed while it was read is tried again before it is left for another run.
 _CHANGED_ROUNDS = 2
+_CHANGED_PAUSE_S = 1.0
 # Ignored files beyond this many are counted and no longer named.
 _NAMED_IGNORED = 1000
 
@@ -57,7 +60,9 @@ class Summary:
         ignored: files that are no inputs, in number.
         ignored_names: the first thousand of them with the reason.
         failures: image and error of each that failed.
+        flagged: images done whose record holds a doubt.
         unsettled: images that vanished or changed while they were read.
+        missed: how many folders and links could not be followed, with images behind them perhaps.
         left: images not come to, because the run was stopped.
         seconds: wall time.
     """
@@ -68,9 +73,16 @@ class Summary:
     ignored: int = 0
     ignored_names: list[IgnoredFile] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
+    flagged: int = 0
     unsettled: list[str] = field(default_factory=list)
+    missed: int = 0
     left: int = 0
     seconds: float = 0.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image that there is has been done, now or earlier."""
+        return not (self.failed or self.unsettled or self.missed or self.left)
 
     @property
     def images_per_s(self) -> float:
@@ -89,6 +101,7 @@ def process_dir(
     overwrite: bool,
     stop: Stop,
     progress: Progress,
+    pause: Callable[[float], None] = time.sleep,
 ) -> Summary:
     """Process what is new or changed in a folder, and record it.
 
@@ -102,6 +115,7 @@ def process_dir(
         overwrite: do again what is done.
         stop: once it says so, nothing more is taken, and what is under way is finished.
         progress: told of each image.
+        pause: waits so many seconds before what changed while it was read is looked at again.
 
     Returns:
         What it came to; also where it was stopped early.
@@ -129,8 +143,9 @@ def process_dir(
         try:
             changed = run.drain(inputs, skip_current=not overwrite)
             for _ in range(_CHANGED_ROUNDS):
-                if stop.requested:
+                if stop.requested or not changed:
                     break
+                pause(_CHANGED_PAUSE_S)
                 # Seen anew: what has settled meanwhile is done now, what has gone stays behind.
                 there = {o.image: f for o in changed if (f := _look_again(source, o.image))}
                 gone = [outcome for outcome in changed if outcome.image not in there]
@@ -139,6 +154,9 @@ def process_dir(
                 run.record(outcome)
         finally:
             results.write_csv()
+            if options.cells:
+                tables = (known.cells for _, known in sorted(results.images()) if known.cells)
+                write_cells_table(output, CELL_COLUMNS, tables)
         run.summary.left = len(inputs) - run.through
     run.summary.seconds = time.monotonic() - started_s
     return run.summary
@@ -212,10 +230,11 @@ class _Run:
     def record(self, outcome: Outcome) -> None:
         """Make an outcome final: the point from which a next run trusts it."""
         before = self._results.known(outcome.image)
-        if outcome.status is Status.DONE and before:
+        if outcome.status is not Status.SKIPPED and before:
             # Before the new record: dying between the two is a safe redo, after it a file is left.
-            for old in {before.mask, before.composite} - {outcome.mask, outcome.composite, None}:
-                self._outputs.remove(str(old))
+            # One that failed has none: a mask must not stand beside a picture it was not made of.
+            for old in set(before.outputs) - set(outcome.outputs):
+                self._outputs.remove(old)
         self._results.append(outcome)
         _count(self.summary, outcome)
         self.through += 1
@@ -234,7 +253,7 @@ def is_current(
 ) -> bool:
     """Decide whether an earlier record still holds.
 
-    It does where model and settings are the same, both outputs lie there, and the input is
+    It does where model and settings are the same, all outputs lie there, and the input is
     unchanged: same size and time, or same size and, looked at closely, the same content.
     """
     if (
@@ -242,8 +261,8 @@ def is_current(
         or known.model_sha256 != options.model_sha256
         or known.settings_sha256 != options.settings_sha256
         or known.size_bytes != file.size_bytes
-        or not (known.mask and outputs.exists(known.mask))
-        or not (known.composite and outputs.exists(known.composite))
+        or not known.outputs
+        or not all(outputs.exists(path) for path in known.outputs)
     ):
         return False
     if known.mtime_ns == file.mtime_ns:
@@ -264,6 +283,7 @@ def _inputs(
                 yield found
                 continue
             summary.ignored += 1
+            summary.missed += found.missed
             if len(summary.ignored_names) < _NAMED_IGNORED:
                 summary.ignored_names.append(found)
     except OSError as error:
@@ -286,6 +306,7 @@ def _count(summary: Summary, outcome: Outcome) -> None:
     match outcome.status:
         case Status.DONE:
             summary.done += 1
+            summary.flagged += bool(outcome.flags)
         case Status.FAILED:
             summary.failed += 1
             summary.failures.append((outcome.image, outcome.error or ""))

@@ -7,29 +7,59 @@ from collections.abc import Callable
 
 from loguru import logger
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Task as RichTask
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from bcseg_batch.items import Outcome, Status
 
 _LINE_EVERY_S = 10.0
+_WARM_UP_S = 5.0
 
 
-class _RateColumn(ProgressColumn):
-    """Images a second, over the last half minute."""
+class DoneRate:
+    """Images done a second.
 
-    def render(self, task: RichTask) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} images/s")
+    The first seconds are left out: in them the network warms up, and all of a batch arrive at once.
+    So is what failed or was done before, which the network never saw.
+
+    Args:
+        clock: gives seconds that only go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first_s: float | None = None
+        self._since_s = self._latest_s = 0.0
+        self._done = 0
+        self._rate: float | None = None
+
+    def count(self, outcome: Outcome | None) -> None:
+        """Take note of one that is through; None for one that was done in an earlier run."""
+        if outcome is None or outcome.status is not Status.DONE:
+            return
+        now_s = self._clock()
+        if self._first_s is None:
+            self._first_s = now_s
+        if now_s - self._first_s < _WARM_UP_S:
+            self._since_s = self._latest_s = now_s
+            return
+        # Up to the one before: this one may be the first of a batch that took its time.
+        if self._done and self._latest_s > self._since_s:
+            self._rate = self._done / (self._latest_s - self._since_s)
+        self._done += 1
+        self._latest_s = now_s
+
+    def images_per_s(self) -> float | None:
+        """Give the rate, or None while it cannot be told."""
+        return self._rate
+
+    def text(self, left: int) -> str:
+        """Say how fast it goes and how long the rest takes, or nothing while it cannot be told.
+
+        Args:
+            left: images still to do.
+        """
+        rate = self.images_per_s()
+        return "" if rate is None else f"{rate:.1f} images/s, about {left / rate:.0f} s left"
 
 
 class ProgressBar:
@@ -37,20 +67,21 @@ class ProgressBar:
 
     Args:
         console: on standard error, a terminal.
+        clock: gives seconds that only go forward.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = Progress(
             TextColumn("[progress.description]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[failed]}"),
             console=console,
         )
         self._task: TaskID | None = None
-        self._failed = 0
+        self._rate = DoneRate(clock)
+        self._left = self._failed = 0
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -60,17 +91,22 @@ class ProgressBar:
 
     def start(self, total: int) -> None:
         """Show the bar."""
-        self._task = self._progress.add_task("images", total=total, failed="")
+        self._left = total
+        self._task = self._progress.add_task("images", total=total, rate="", failed="")
         self._progress.start()
 
     def advance(self, outcome: Outcome | None) -> None:
         """Move on by one."""
         assert self._task is not None
+        self._left -= 1
+        self._rate.count(outcome)
         if outcome is not None and outcome.status is Status.FAILED:
             self._failed += 1
             logger.warning("failed: {}", outcome.error)
         failed = f"[red]{self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, advance=1, failed=failed)
+        self._progress.update(
+            self._task, advance=1, rate=self._rate.text(self._left), failed=failed
+        )
 
 
 class ProgressLines:
@@ -82,8 +118,9 @@ class ProgressLines:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._rate = DoneRate(clock)
         self._total = self._through = self._failed = self._worked = 0
-        self._began_s = self._told_s = 0.0
+        self._told_s = 0.0
 
     def __enter__(self) -> ProgressLines:
         return self
@@ -94,12 +131,13 @@ class ProgressLines:
     def start(self, total: int) -> None:
         """Say how much there is."""
         self._total = total
-        self._began_s = self._told_s = self._clock()
+        self._told_s = self._clock()
         logger.info("{} images in the input folder", total)
 
     def advance(self, outcome: Outcome | None) -> None:
         """Count one, and say so where the last line is ten seconds old."""
         self._through += 1
+        self._rate.count(outcome)
         if outcome is not None:
             self._worked += 1
             if outcome.status is Status.FAILED:
@@ -109,12 +147,11 @@ class ProgressLines:
         if now_s - self._told_s < _LINE_EVERY_S or not self._worked:
             return
         self._told_s = now_s
-        rate = self._worked / (now_s - self._began_s)
+        rate = self._rate.text(self._total - self._through)
         logger.info(
-            "{} of {}, {} failed, {:.1f} images/s, about {:.0f} s left",
+            "{} of {}, {} failed{}",
             self._through,
             self._total,
             self._failed,
-            rate,
-            (self._total - self._through) / rate,
+            f", {rate}" if rate else "",
         )

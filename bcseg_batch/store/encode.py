@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image
 
 from bcseg_batch.errors import UnsupportedImageError
@@ -43,3 +45,32 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8], *, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def encode_labels(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None) -> bytes:
+    """Encode labels as TIFF: 16 bit, or 32 where there are more than 65,535.
+
+    Args:
+        labels: int32 (H, W), 0 background.
+        pixel_size_um: side of a pixel, for the resolution tags.
+    """
+    dtype = np.uint16 if labels.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        labels.astype(dtype),
+        compression="zlib",
+        compressionargs={"level": 1},
+        predictor=True,
+        metadata=None,
+        **resolution_tags(pixel_size_um),
+    )
+    return buffer.getvalue()
+
+
+def resolution_tags(pixel_size_um: float | None) -> dict[str, Any]:
+    """Give tifffile's arguments for a pixel size: pixels per centimetre, or nothing."""
+    if pixel_size_um is None:
+        return {}
+    per_cm = 1e4 / pixel_size_um
+    return {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}

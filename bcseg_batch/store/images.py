@@ -136,6 +136,30 @@ def decode_image(path: Path, *, max_pixels: int, page: int = 0) -> DecodedImage:
     return DecodedImage(pixels, sha256, before.st_size, before.st_mtime_ns, tuple(notes))
 
 
+def declared_pixels(path: Path, *, page: int = 0) -> int:
+    """Read from a file's header how many pixels its image has, to know before it is decoded.
+
+    Args:
+        path: the file.
+        page: as for `decode_image`.
+
+    Returns:
+        Width times height; 0 where the header cannot be read, which `decode_image` will explain.
+    """
+    try:
+        with _open_regular(path, repr(path.name)) as handle:
+            if handle.read(4) in _TIFF_MAGIC:
+                handle.seek(0)
+                with tifffile.TiffFile(handle) as tiff:
+                    ifd = cast("tifffile.TiffPage", tiff.pages[page])
+                    return int(ifd.imagewidth * ifd.imagelength)
+            handle.seek(0)
+            with Image.open(handle, formats=_PILLOW_FORMATS) as image:
+                return int(image.width * image.height)
+    except Exception:  # noqa: BLE001 - decoders answer hostile bytes with any exception there is
+        return 0
+
+
 # The file ------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -38,7 +38,7 @@ from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.store.database import Mode, explained, open_database, transaction
 from bcseg_batch.store.dispose import Action, Disposal, Due
 from bcseg_batch.store.names import candidates, name_key
-from bcseg_batch.store.results import to_record
+from bcseg_batch.store.results import from_record, to_record
 from bcseg_batch.version import __version__
 
 LEDGER_NAME = "ledger.sqlite3"
@@ -54,7 +54,6 @@ _SUSPECTS = """
     SELECT image, size_bytes, mtime_ns FROM images INDEXED BY images_suspect
     WHERE state = 'pending' AND suspect = 1 ORDER BY solo_attempts, queued_at_s, id
 """
-_OUTCOME_FIELDS = {field.name for field in fields(Outcome)}
 
 Plan = Callable[[Outcome], Disposal | None]
 """Decides what becomes of an input that is through; None leaves it where it is."""
@@ -738,10 +737,7 @@ def _stand_as(db: sqlite3.Connection, number: int, outcome: Outcome) -> None:
 
 
 def _outcome(record: str) -> Outcome:
-    values = {key: value for key, value in json.loads(record).items() if key in _OUTCOME_FIELDS}
-    return Outcome(
-        **{**values, "status": Status(values["status"]), "notes": tuple(values["notes"])}
-    )
+    return from_record(json.loads(record))
 
 
 def _file(folder: Path, name: bytes, size_bytes: int, mtime_ns: int) -> InputFile:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterator
 
 _MASK_FOLDER, _MASK_ENDING = "masks/", "_mask.png"
+OUTPUT_FOLDERS = ("masks", "composites", "labels", "cells")
+"""The folders of the output folder in which the images' files lie."""
 
 
 def mask_path(name: str) -> str:
@@ -22,6 +24,16 @@ def composite_path(name: str, suffix: str) -> str:
         suffix: `jpg` or `png`.
     """
     return f"composites/{name}_bloodred.{suffix}"
+
+
+def labels_path(name: str) -> str:
+    """Give the path of a label image, relative to the output folder."""
+    return f"labels/{name}_labels.tif"
+
+
+def cells_path(name: str) -> str:
+    """Give the path of an image's table of cells, relative to the output folder."""
+    return f"cells/{name}_cells.csv"
 
 
 def name_of_mask(path: str) -> str:

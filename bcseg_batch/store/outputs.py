@@ -147,11 +147,29 @@ class OutputFolder:
             OutputError: nothing can be written there.
             UnsupportedImageError: the name is too long, or the outputs of another image take it.
         """
+        with self.open(relative) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def open(self, relative: str) -> Iterator[IO[bytes]]:
+        """Write one output piece by piece; it has its name when the block ends well.
+
+        Args:
+            relative: path below the root, with forward slashes.
+
+        Yields:
+            A binary file to write to.
+
+        Raises:
+            OutputError: nothing can be written there.
+            UnsupportedImageError: the name is too long, or the outputs of another image take it.
+        """
         path = self.root / relative
         if not self.root.is_dir():  # to be made by none but `__init__`: a share may be lost
             raise OutputError(f"the output folder {str(self.root)!r} is gone: bring it back")
         try:
-            write_whole(path, data)
+            with whole_file(path) as file:
+                yield file
         except OutputError as error:
             cause = error.__cause__
             if not (isinstance(cause, OSError) and cause.errno in _IN_THE_WAY):

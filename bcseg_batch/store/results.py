@@ -10,16 +10,17 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bcseg_batch.items import Outcome, Status
+from bcseg_batch.items import Flag, Outcome, Status
 from bcseg_batch.store.outputs import output_error, sync_folder, whole_file
 
 JSONL_NAME = "results.jsonl"
 CSV_NAME = "results.csv"
 
 _FIELDS = tuple(field.name for field in fields(Outcome))
+_OUTPUT_FIELDS = ("mask", "composite", "labels", "cells")
 # What may differ between two records that say the same.
 _INCIDENTAL = {"seconds", "finished_at", "mtime_ns", "device", "dtype"}
 
@@ -36,9 +37,11 @@ class Known:
         mtime_ns: of the input.
         model_sha256: of the checkpoint.
         settings_sha256: of the settings that shape the outputs.
-        mask: path relative to the output folder; of an earlier record where this one has none,
-            since the file still lies there and its name is still the image's.
-        composite: likewise.
+        mask: path of the mask relative to the output folder; of an earlier record where this one
+            has none, since its name is still the image's.
+        cells: path of its table of cells.
+        outputs: paths of all files that lie there for the image; those of an earlier record where
+            this one is of an image that was skipped.
     """
 
     offset_bytes: int
@@ -49,7 +52,8 @@ class Known:
     model_sha256: str | None
     settings_sha256: str | None
     mask: str | None
-    composite: str | None
+    cells: str | None
+    outputs: tuple[str, ...]
 
 
 class ResultsLog:
@@ -265,7 +269,7 @@ def write_table(path: Path, records: Iterable[dict[str, Any]]) -> None:
         writer = csv.DictWriter(text, _FIELDS, extrasaction="ignore")
         writer.writeheader()
         for record in records:
-            writer.writerow({**record, "notes": "; ".join(record.get("notes") or ())})
+            writer.writerow(_as_row(record))
         text.flush()
         text.detach()
 
@@ -293,19 +297,53 @@ def _write_line(file: io.RawIOBase, path: Path, record: dict[str, Any]) -> int:
 
 def to_record(outcome: Outcome) -> dict[str, Any]:
     """Give an outcome as JSON holds it, in the order of the columns."""
-    return {**asdict(outcome), "status": outcome.status.value, "notes": list(outcome.notes)}
+    record = asdict(outcome)
+    return record | {
+        "status": outcome.status.value,
+        "notes": list(outcome.notes),
+        "flags": list(record["flags"]),
+    }
+
+
+def from_record(record: dict[str, Any]) -> Outcome:
+    """Give the outcome of a record; what a later version added to it is left out.
+
+    Raises:
+        TypeError, KeyError, ValueError: it is none.
+    """
+    values = {key: value for key, value in record.items() if key in _FIELDS}
+    return Outcome(
+        **{
+            **values,
+            "status": Status(values["status"]),
+            "notes": tuple(values["notes"]),
+            "flags": tuple(Flag(**flag) for flag in values.get("flags") or ()),
+        }
+    )
+
+
+def _as_row(record: dict[str, Any]) -> dict[str, Any]:
+    """Give a record as a table holds it: one text or number in each field."""
+    return {
+        **record,
+        "notes": "; ".join(record.get("notes") or ()),
+        "flags": "; ".join(f"{f['name']}={f['value']:.4g}" for f in record.get("flags") or ()),
+    }
 
 
 def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) -> Known:
+    _check_types(record)
     model, settings = record.get("model_sha256"), record.get("settings_sha256")
-    mask, composite = record.get("mask"), record.get("composite")
-    if not (isinstance(mask, str | None) and isinstance(composite, str | None)):
-        raise TypeError("the path of an output is no text")
+    status = Status(record["status"])
+    mask = record.get("mask")
+    outputs = tuple(record[name] for name in _OUTPUT_FIELDS if record.get(name))
     if previous is not None:
-        mask, composite = mask or previous.mask, composite or previous.composite
+        mask = mask or previous.mask
+        if status is Status.SKIPPED:
+            outputs = outputs or previous.outputs
     return Known(
         offset_bytes,
-        Status(record["status"]),
+        status,
         record.get("sha256"),
         record.get("size_bytes"),
         record.get("mtime_ns"),
@@ -313,5 +351,32 @@ def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) ->
         model and sys.intern(model),
         settings and sys.intern(settings),
         mask,
-        composite,
+        record.get("cells"),
+        outputs,
     )
+
+
+def _check_types(record: dict[str, Any]) -> None:
+    """Refuse a line that somebody has edited into something else.
+
+    Raises:
+        TypeError, ValueError: it is no record, or names a file outside the output folder.
+    """
+    for name in (*_OUTPUT_FIELDS, "sha256", "model_sha256", "settings_sha256", "error"):
+        if not isinstance(record.get(name), str | None):
+            raise TypeError(f"{name} is no text")
+    for name in ("size_bytes", "mtime_ns"):
+        if not isinstance(record.get(name), int | None):
+            raise TypeError(f"{name} is no whole number")
+    notes, flags = record.get("notes", []), record.get("flags", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise TypeError("notes are no list of texts")
+    if not isinstance(flags, list):
+        raise TypeError("flags are no list")
+    for flag in flags:
+        Flag(**flag)
+        float(flag["value"])
+    for name in _OUTPUT_FIELDS:
+        path = PurePosixPath(record.get(name) or "")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{name} lies outside the output folder")
