@@ -459,7 +459,13 @@ class Daemon:
         )
         if outcome.status is Status.DONE:
             self._done += 1
-            line.info("{!r} done in {:.2f} s", outcome.image, outcome.seconds or 0.0)
+            doubts = ", ".join(flag.name for flag in outcome.flags)
+            line.info(
+                "{!r} done in {:.2f} s{}",
+                outcome.image,
+                outcome.seconds or 0.0,
+                f", to be doubted: {doubts}" if doubts else "",
+            )
         else:
             self._failed += 1
             line.warning("{!r} failed: {}", outcome.image, outcome.error)
