@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from scipy import ndimage
+from skimage.segmentation import expand_labels, watershed
 
 from bcseg_batch.segment.cells import (
     CellKind,
     enlarge_labels,
+    fill_holes,
     find_cells,
     separate,
 )
@@ -119,3 +126,64 @@ def test_measurements_of_a_disc() -> None:
     assert [row[f"mean_intensity-{c}"] for c in range(3)] == [200, 100, 50]
     assert row["kind"] == "red_cell"
     assert not row["touches_border"]
+
+
+@settings(deadline=None)
+@given(
+    npst.arrays(
+        np.int32,
+        npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12),
+        elements=st.integers(0, 4),
+    ),
+    st.booleans(),
+)
+def test_enlarged_labels_reach_as_far_as_scikit_image_grows_them(
+    labels: npt.NDArray[np.int32], everywhere: bool
+) -> None:
+    mask = np.full(labels.shape, everywhere)
+    inside = ndimage.binary_erosion(labels > 0, np.ones((3, 3), bool), border_value=1)
+    expected = expand_labels(labels, 1.5) if everywhere else np.where(inside, labels, 0)
+    assert np.array_equal(enlarge_labels(labels, mask), expected)
+
+
+@settings(deadline=None)
+@given(npst.arrays(bool, npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)))
+def test_holes_are_those_that_scipy_fills(mask: npt.NDArray[np.bool_]) -> None:
+    assert np.array_equal(fill_holes(mask, largest_share=1), ndimage.binary_fill_holes(mask))
+    assert np.array_equal(fill_holes(mask, largest_share=0), mask)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cells_are_parted_as_by_one_watershed_over_everything(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask, core = np.zeros((160, 200), bool), np.zeros((160, 200), np.float32)
+    for _ in range(25):
+        y, x = rng.uniform(0, 160), rng.uniform(0, 200)
+        mask |= disc(mask.shape, y, x, 14)
+        core = np.maximum(core, 0.9 * disc(mask.shape, y, x, 7))
+    noise = rng.random(core.shape, dtype=np.float32)
+    core = (core + 0.05 * noise).astype(np.float32)
+    found = separate(mask, core)
+    filled = fill_holes(mask)
+    seeds, _ = ndimage.label((core > 0.5) & filled)
+    padded = np.pad(filled, 1, mode="edge").astype(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    relief = -cv2.GaussianBlur(core, (0, 0), 1.0) - 0.02 * distance
+    whole = watershed(relief, seeds, mask=filled)
+    # Specks are dropped and numbers may differ: each cell found is one of the watershed's.
+    assert found.max() > 5
+    for label in range(1, int(found.max()) + 1):
+        number = whole[found == label][0]
+        if number:
+            assert np.array_equal(whole == number, found == label)
+
+
+def test_a_platelet_beside_a_cell_takes_no_pixel_of_it() -> None:
+    alone = planes()
+    alone[3] = 0
+    beside = planes()
+    beside[3] = np.maximum(beside[3], soft(disc((128, 128), 40, 57, 3.5)))
+    without = find_cells(alone, NAMES, (333, 401))
+    cells = find_cells(beside, NAMES, (333, 401))
+    assert cells.count(CellKind.PLATELET) == 2
+    assert np.array_equal(np.where(cells.labels <= 3, cells.labels, 0), without.labels)

@@ -207,8 +207,29 @@ def test_a_file_that_ends_too_early_is_waited_for(place: Place) -> None:
     place.wait_for("never.jpg", status="failed")
     assert place.records()[-1]["error"].startswith("TruncatedImageError")
     assert place.log.count("'never.jpg' ends too early") == 2
+    # The same bytes have nothing to wait for any more: a retry ends in a result at once.
+    assert place.ask("retry", "never*").startswith("1 ")
+    wait_until(lambda: len(place.records()) == 3, "tried again")
+    assert place.log.count("'never.jpg' ends too early") == 2
     assert place.stop(daemon) == 0
-    assert len(place.records()) == 2
+    assert "stopped: 1 done, 2 failed" in place.log
+    assert [record["status"] for record in place.records()] == ["done", "failed", "failed"]
+
+
+def test_an_image_that_is_replaced_by_a_broken_one_leaves_no_mask(place: Place) -> None:
+    write_smear(place.input / "a.png", 1)
+    write_smear(place.input / "b.png", 2)
+    daemon = place.start()
+    place.wait_for("a.png")
+    place.wait_for("b.png")
+    (place.input / "a.png").write_bytes(b"no image any more")
+    place.wait_for("a.png", status="failed")
+    wait_until(lambda: not (place.output / "masks/a_mask.png").exists(), "removed")
+    assert place.stop(daemon) == 0
+    left = {name for name in tree(place.output) if "/" in name}
+    assert left == {"masks/b_mask.png", "composites/b_bloodred.jpg", "cells/b_cells.csv"}
+    assert "b.png" in (place.output / "cells.csv").read_text()
+    assert "a.png" not in (place.output / "cells.csv").read_text()
 
 
 def test_a_stop_drains_and_a_second_leaves(place: Place) -> None:

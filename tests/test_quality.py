@@ -20,6 +20,7 @@ from bcseg_batch.segment.quality import (
     Measures,
     TrainingStatistics,
     assess,
+    mean_solidity,
     measure_light,
     measure_quality,
 )
@@ -31,10 +32,12 @@ SIZE = len(LOOK_NAMES)
 
 
 def discs(radius_px: int = 20, *, slide: int = 230, cell: int = 120) -> tuple[Bytes, npt.NDArray]:
-    """A grey picture of discs, and the probability that a sure network gives of them."""
+    """A grey picture of discs with noise, and the probability that a sure network gives of it."""
     y, x = np.ogrid[:512, :512]
     inside = ((y % 64 - 32) ** 2 + (x % 64 - 32) ** 2) < radius_px**2
     grey = np.where(inside, np.uint8(cell), np.uint8(slide))
+    noise = np.random.default_rng(0).integers(-3, 4, (512, 512), dtype=np.int16)
+    grey = (grey + noise).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2), inside.astype(np.float32)
 
 
@@ -87,9 +90,9 @@ def test_exposure() -> None:
 
 
 def test_crowding_is_the_share_that_cells_cover() -> None:
-    picture, cell = discs(radius_px=31)
-    assert flags_of(picture, cell, 62.0) >= {"too_crowded"}
-    (flag,) = assess(measure_quality(picture, cell, 62.0), 64, None)
+    picture, cell = discs(radius_px=35)
+    assert flags_of(picture, cell, 70.0) >= {"too_crowded"}
+    (flag,) = assess(measure_quality(picture, cell, 70.0), 64, None)
     assert flag.value == pytest.approx(cell.mean(), abs=0.01)
     assert f"{cell.mean():.0%}" in flag.sentence
 
@@ -100,6 +103,16 @@ def test_a_doubtful_network_and_a_colourful_background_are_no_smear() -> None:
     colourful = picture.copy()
     colourful[:, ::2, 0] //= 2
     assert "not_a_smear" in flags_of(colourful, cell)
+    jagged = measure_quality(picture, cell, 40.0, solidity=0.7)
+    assert names(assess(jagged, 64, None)) == {"not_a_smear"}
+    drawn = np.where(cell[..., None] > 0, np.uint8(120), np.uint8(230)).repeat(3, axis=2)
+    assert "not_a_smear" in flags_of(drawn, cell)
+
+
+def test_solidity_is_that_of_whole_cells_by_their_area() -> None:
+    solidity, area = np.array([1.0, 0.5, 0.1]), np.array([30.0, 10.0, 1000.0])
+    assert mean_solidity(solidity, area, np.array([True, True, False])) == pytest.approx(0.875)
+    assert mean_solidity(solidity, area, np.zeros(3, bool)) is None
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -212,6 +225,8 @@ def test_real_smears_seldom_have_a_flag_and_spoilt_ones_do(
         width = image.shape[1]
         assert "out_of_focus" in judge(shipped, cv2.GaussianBlur(image, (0, 0), width / 100))
         assert "under_exposed" in judge(shipped, (image * 0.25).astype(np.uint8))
+        over = np.clip(image * 2.2, 0, 255).astype(np.uint8)
+        assert judge(shipped, over) & {"over_exposed", "no_cells"}
 
 
 @pytest.mark.slow

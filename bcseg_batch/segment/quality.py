@@ -24,10 +24,10 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 EDGE_WIDTH_LIMIT = 0.25
-WHITE_CELLS_LIMIT = 0.1
+BURNT_LIMIT = 0.1
 WHITE_LIMIT = 0.9
 BRIGHTNESS_LIMIT = 80.0
-CROWDED_LIMIT = 0.72
+CROWDED_LIMIT = 0.8
 
 # What no smear has, each as a limit that good smears keep: see `_not_a_smear`.
 CERTAINTY_LIMIT = 0.65
@@ -35,11 +35,13 @@ FLATNESS_LIMIT = 1.5
 BACKGROUND_COLOURS_LIMIT = 0.3
 CELL_COLOURS_LIMIT = 1.4
 CELL_LIGHT_LIMIT = 2.3
+SOLIDITY_LIMIT = 0.85
+SAMENESS_LIMIT = 0.63
 
 # A cell of fewer pixels has no edge that could be told from its middle.
 _LEAST_DIAMETER_PX = 12.0
 _LEAST_CONTRAST = 4.0
-# What is as bright as this in all three colours has lost its differences.
+# What is as bright as this has lost its differences.
 _WHITE = 253
 _SURE = 0.8
 
@@ -104,7 +106,8 @@ class Measures:
         white: share of the pixels that are white in all colours.
         brightness: of the empty slide, 0..255: the 95th percentile of the mean of R, G and B.
         foreground: share of the pixels that are cells.
-        white_cells: share of the cells' pixels that are white in all colours.
+        burnt: share of the cells' pixels in which a colour is at its end: cells that are white in
+            all colours are no longer found.
         edge_width: width of the cells' edges as a share of the typical diameter: contrast over the
             steepest slope. A step blurred by a Gaussian of sigma has a width of 2.5 sigma.
         certainty: share of the foreground where the network is sure, above 0.8.
@@ -114,19 +117,24 @@ class Measures:
             logarithm of red over green, or of blue over green, whichever is more.
         cell_colours: the same of the cells.
         cell_light: the same of the logarithm of the cells' green.
+        solidity: of the cells that no border cuts, mean over their area; as in `measure_cells`.
+        sameness: share of the pixels, white and black ones aside, that are the same as those to the
+            right and below: photographs have noise, drawings have none.
         look: the features of `LOOK_NAMES`.
     """
 
     white: float
     brightness: float
     foreground: float
-    white_cells: float | None = None
+    burnt: float | None = None
     edge_width: float | None = None
     certainty: float | None = None
     flatness: float | None = None
     background_colours: float | None = None
     cell_colours: float | None = None
     cell_light: float | None = None
+    solidity: float | None = None
+    sameness: float | None = None
     look: tuple[float, ...] | None = None
 
 
@@ -146,7 +154,12 @@ def measure_light(thumbnail: Bytes, foreground: float) -> Measures:
 
 
 def measure_quality(
-    thumbnail: Bytes, cell: Floats, diameter_px: float | None, *, threshold: float = 0.5
+    thumbnail: Bytes,
+    cell: Floats,
+    diameter_px: float | None,
+    *,
+    solidity: float | None = None,
+    threshold: float = 0.5,
 ) -> Measures:
     """Measure an image that went through the network in one piece.
 
@@ -154,6 +167,7 @@ def measure_quality(
         thumbnail: uint8 (S, S, 3) RGB, as the network saw it.
         cell: float32 (S, S) in [0, 1], probability of a cell.
         diameter_px: of the typical cell, at the thumbnail's size; None without cells.
+        solidity: of the cells that no border cuts, mean over their area; None without such.
         threshold: a pixel is foreground above it.
     """
     mask = cell > threshold
@@ -183,13 +197,15 @@ def measure_quality(
         white=light.white,
         brightness=light.brightness,
         foreground=light.foreground,
-        white_cells=float((inside.min(axis=1) >= _WHITE).mean()),
+        burnt=float((inside.max(axis=1) >= _WHITE).mean()),
         edge_width=_edge_width(thumbnail, mask, contrast, diameter_px),
         certainty=float((cell[mask] >= _SURE).mean()),
         flatness=float((high - low) / max(contrast, 1.0)) if has_background else None,
         background_colours=_colours(np.log(outside + 8)) if has_background else None,
         cell_colours=_colours(logs),
         cell_light=_spread(logs[:, 1]),
+        solidity=solidity,
+        sameness=_sameness(thumbnail),
         look=(
             *(float(value) for value in np.log(background + 1)),
             *(float(value) for value in density),
@@ -205,6 +221,15 @@ def _spread(values: Floats) -> float:
 
 def _colours(logs: Floats) -> float:
     return max(_spread(logs[:, 0] - logs[:, 1]), _spread(logs[:, 2] - logs[:, 1]))
+
+
+def _sameness(thumbnail: Bytes) -> float | None:
+    here, right, below = thumbnail[:-1, :-1], thumbnail[:-1, 1:], thumbnail[1:, :-1]
+    told = (here.max(axis=2) < _WHITE) & (here.min(axis=2) > 0)
+    if told.mean() < 0.1:
+        return None
+    same = (here == right).all(axis=2) & (here == below).all(axis=2)
+    return float(same[told].mean())
 
 
 def _edge_width(thumbnail: Bytes, mask: Bools, contrast: float, diameter_px: float) -> float | None:
@@ -285,14 +310,14 @@ def _doubts(
 
 
 def _exposure(measures: Measures) -> Iterator[Flag]:
-    white_cells = measures.white_cells or 0.0
-    if white_cells > WHITE_CELLS_LIMIT:
+    burnt = measures.burnt or 0.0
+    if burnt > BURNT_LIMIT:
         yield Flag(
             "over_exposed",
-            white_cells,
-            WHITE_CELLS_LIMIT,
-            f"The image is over-exposed: {white_cells:.0%} of the cells' pixels are white, more "
-            f"than {WHITE_CELLS_LIMIT:.0%}. Expose it for less time.",
+            burnt,
+            BURNT_LIMIT,
+            f"The image is over-exposed: {burnt:.0%} of the cells' pixels have a colour at its "
+            f"end, more than {BURNT_LIMIT:.0%}. Expose it for less time.",
         )
     elif measures.white > WHITE_LIMIT:
         yield Flag(
@@ -343,6 +368,17 @@ def _not_a_smear(measures: Measures) -> Iterator[Flag]:
         CELL_LIGHT_LIMIT,
         "what was taken for cells differs too much in brightness (its spread",
     )
+    judge(
+        measures.solidity,
+        SOLIDITY_LIMIT,
+        "what was taken for cells is too jagged (its solidity",
+        least=True,
+    )
+    judge(
+        measures.sameness,
+        SAMENESS_LIMIT,
+        "it is drawn, not photographed (the share of pixels like their neighbours",
+    )
     if found:
         _, value, limit, what = max(found)
         yield Flag(
@@ -352,3 +388,21 @@ def _not_a_smear(measures: Measures) -> Iterator[Flag]:
             f"This does not look like a blood smear: {what} is {value:.2f}, the limit "
             f"{limit:.2f}). Do not use its numbers unless you see cells in the composite.",
         )
+
+
+def mean_solidity(
+    solidity: npt.NDArray[np.float64], area: npt.NDArray[np.float64], counts: Bools
+) -> float | None:
+    """Average the cells' solidity over their area.
+
+    Args:
+        solidity: float64 (n,), of each cell.
+        area: float64 (n,), of each cell.
+        counts: bool (n,), False for platelets and for cells that the border cuts.
+
+    Returns:
+        None where no cell counts.
+    """
+    if not counts.any():
+        return None
+    return float(np.average(solidity[counts], weights=area[counts]))

@@ -29,6 +29,7 @@ from bcseg_batch.segment.predictor import Placement
 from bcseg_batch.segment.quality import (
     TrainingStatistics,
     assess,
+    mean_solidity,
     measure_light,
     measure_quality,
 )
@@ -162,6 +163,18 @@ class _Found:
     kinds: npt.NDArray[np.uint8]
     touches_border: npt.NDArray[np.bool_]
     table: Mapping[str, npt.NDArray[np.generic]]
+
+    @property
+    def is_cell(self) -> npt.NDArray[np.bool_]:
+        """Tell red and white cells from platelets: bool (n,)."""
+        is_cell: npt.NDArray[np.bool_] = self.kinds != CellKind.PLATELET
+        return is_cell
+
+    @property
+    def mean_solidity(self) -> float | None:
+        """Of the cells that no border cuts; None without such."""
+        solidity, area = (np.asarray(self.table[n], np.float64) for n in ("solidity", "area"))
+        return mean_solidity(solidity, area, self.is_cell & ~self.touches_border)
 
 
 class Finisher:
@@ -348,7 +361,11 @@ class Finisher:
                 if diameter_px is not None:
                     diameter_px *= math.sqrt(soft[0].size / math.prod(item.raster.shape_hw))
                 measures = measure_quality(
-                    item.thumbnail, soft[0], diameter_px, threshold=options.threshold
+                    item.thumbnail,
+                    soft[0],
+                    diameter_px,
+                    solidity=found.mean_solidity,
+                    threshold=options.threshold,
                 )
             counted["flags"] = assess(measures, counted["cell_count"], options.statistics)
             counted["cells"] = cells_path(item.name)
@@ -452,7 +469,7 @@ class _Sums:
 
 def count_cells(found: _Found) -> dict[str, Any]:
     """Give the fields of a record that count cells."""
-    is_cell = found.kinds != CellKind.PLATELET
+    is_cell = found.is_cell
     diameters = np.asarray(found.table["equivalent_diameter_area"], np.float64)[is_cell]
     return {
         "cell_count": int(is_cell.sum()),

@@ -11,10 +11,17 @@ import numpy.typing as npt
 from bcseg_batch.errors import UsageError
 from bcseg_batch.segment.cells import CellKind, find_cells
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import probability
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
-from bcseg_batch.segment.quality import LOOK_NAMES, Measures, TrainingStatistics, measure_quality
+from bcseg_batch.segment.quality import (
+    LOOK_NAMES,
+    Measures,
+    TrainingStatistics,
+    mean_solidity,
+    measure_quality,
+)
 from bcseg_batch.store.images import decode_image
 from bcseg_training.dataset import MAX_PIXELS, usable_pairs
 from bcseg_training.voc import boxed_images, held_out_stems
@@ -45,10 +52,19 @@ def measure_image(
     soft = probability(predictor.predict(to_network_input(thumbnail)[np.newaxis])[0])
     spec = checkpoint.spec
     cells = find_cells(soft, spec.class_names, (size_px, size_px), threshold=spec.threshold)
-    areas = np.bincount(cells.labels.ravel(), minlength=len(cells.kinds) + 1)[1:]
-    areas = areas[cells.kinds != CellKind.PLATELET]
-    diameter_px = float(np.median(np.sqrt(4 / np.pi * areas))) if areas.size else None
-    measures = measure_quality(thumbnail, soft[0], diameter_px, threshold=spec.threshold)
+    table = measure_cells(cells, thumbnail)
+    is_cell = cells.kinds != CellKind.PLATELET
+    solidity, area, diameter = (
+        np.asarray(table[name], np.float64)
+        for name in ("solidity", "area", "equivalent_diameter_area")
+    )
+    measures = measure_quality(
+        thumbnail,
+        soft[0],
+        float(np.median(diameter[is_cell])) if is_cell.any() else None,
+        solidity=mean_solidity(solidity, area, is_cell & ~cells.touches_border),
+        threshold=spec.threshold,
+    )
     return measures, cells.cell_count
 
 
