@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bcseg_batch.errors import CheckpointError, OutputError, UsageError
-from bcseg_batch.segment.checkpoint import ModelSpec, save_checkpoint
+from bcseg_batch.segment.cells import Cells
+from bcseg_batch.segment.checkpoint import Checkpoint, ModelSpec, save_checkpoint
 from bcseg_batch.segment.predictor import Placement, Predictor
 from bcseg_training.dataset import usable_pairs
-from bcseg_training.evaluate import evaluate, mean_scores, predict_and_score
+from bcseg_training.evaluate import (
+    Item,
+    Judgement,
+    evaluate,
+    mean_scores,
+    predict_and_score,
+    read_items,
+    score_image,
+)
 from bcseg_training.metrics import MaskScore, score_mask
-from bcseg_training.plots import agreement_picture
+from bcseg_training.plots import CellsPicture, outlined
+from bcseg_training.segmenting import Segmented, by_network
+from bcseg_training.synthetic import write_dataset
+from bcseg_training.voc import held_out_stems
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,11 +64,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "m.safetensors"
 
 
-def judge(
-    checkpoint: Path, folder: Path, out: Path | None = None, **changes: object
-) -> tuple[list[tuple[str, MaskScore]], MaskScore]:
-    options = {"threshold": None, "worst": 2, "device": "cpu", **changes}
-    return evaluate(checkpoint, folder, out=out, **options)  # type: ignore[arg-type]  # by name
+def judge(checkpoint: Path, *folders: Path, **changes: object) -> list[Judgement]:
+    options = {"worst": 2, "device": "cpu", "tiling": False, **changes}
+    return list(evaluate(checkpoint, folders, **options))  # type: ignore[arg-type]  # by name
 
 
 def test_masks_are_judged_at_the_images_own_size(tmp_path: Path) -> None:
@@ -71,33 +82,124 @@ def test_masks_are_judged_at_the_images_own_size(tmp_path: Path) -> None:
 def test_threshold_is_the_checkpoints_unless_another_is_given(
     checkpoint: Path, folder: Path
 ) -> None:
-    own = judge(checkpoint, folder)
-    assert own == judge(checkpoint, folder, threshold=0.4)
-    nothing, _ = judge(checkpoint, folder, threshold=1.0)
-    assert {score.dice for _, score in nothing} == {0.0}
+    (own,) = judge(checkpoint, folder)
+    (same,) = judge(checkpoint, folder, threshold=0.4)
+    assert own.model.rows == same.model.rows
+    (nothing,) = judge(checkpoint, folder, threshold=0.999)
+    assert nothing.model.scores["dice"] == 0
 
 
-def test_scores_and_their_mean_are_written(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
-    scores, mean = judge(checkpoint, folder, tmp_path / "new" / "out")
-    assert [stem for stem, _ in scores] == ["smear0", "smear1", "smear2", "smear3"]
-    assert mean == mean_scores([score for _, score in scores])
-    assert mean.dice == pytest.approx(np.mean([score.dice for _, score in scores]))
-    with (tmp_path / "new" / "out" / "scores.csv").open(encoding="utf-8") as file:
+def test_scores_are_written_for_each_image_and_each_folder(
+    checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = write_blots(tmp_path / "other", train=0, val=2)  # a data set: its val is taken
+    out = tmp_path / "new" / "out"
+    first, second = judge(checkpoint, folder, other, out=out)
+    assert [row.stem for row in first.model.rows] == ["smear0", "smear1", "smear2", "smear3"]
+    assert (first.name, second.name) == ("set/val", f"{tmp_path.name}/other")
+    for name, mean in first.model.scores.items():
+        if name != "calibration_error":
+            assert mean == pytest.approx(np.mean([row.scores[name] for row in first.model.rows]))
+    with (out / "scores.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["image"] for row in rows] == [stem for stem, _ in scores] + ["mean"]
-    for row, (_, score) in zip(rows, [*scores, ("mean", mean)], strict=True):
-        for name in ("dice", "iou", "hausdorff", "f8"):
-            assert float(row[name]) == pytest.approx(getattr(score, name), abs=1e-6)
+    assert [(row["data"], row["image"]) for row in rows] == [
+        (judged.name, stem)
+        for judged in (first, second)
+        for stem in [*(row.stem for row in judged.model.rows), "all"]
+    ]
+    assert float(rows[4]["dice"]) == pytest.approx(first.model.scores["dice"], abs=1e-6)
+    plain = json.loads((out / "scores.json").read_text())
+    assert [one["data"] for one in plain] == [first.name, second.name]
+    assert plain[0]["model"] == dict(first.model.scores)
+    assert first.baseline is not None
+    assert plain[0]["baseline"] == dict(first.baseline.scores)
+    for name in ("reliability.png", "worst-1-set-val.png"):
+        with Image.open(out / name) as picture:
+            picture.load()
 
 
-@pytest.mark.parametrize("worst", [1, 2, 99])
+def test_otsu_finds_dark_blots_that_an_untrained_network_does_not(
+    checkpoint: Path, folder: Path
+) -> None:
+    (judged,) = judge(checkpoint, folder)
+    assert judged.baseline is not None
+    assert judged.baseline.scores["dice"] > 0.9
+    assert judged.baseline.scores["dice"] > judged.model.scores["dice"]
+    assert "calibration_error" not in judged.baseline.scores
+    assert judge(checkpoint, folder, baseline=False)[0].baseline is None
+
+
+def test_the_frame_is_left_out_of_its_dice(tmp_path: Path) -> None:
+    truth = np.zeros((100, 100), bool)
+    truth[40:60, 40:60] = True
+    mask = truth.copy()
+    mask[:8] = True
+    cells = Cells(truth.astype(np.int32), np.ones(1, np.uint8), np.zeros(1, bool))
+    item = Item("a", np.zeros((100, 100, 3), np.uint8), truth, truth.astype(np.int32), (), True)
+    scores = score_image(Segmented(mask, cells, None, None), item)
+    assert scores["dice"] < 0.8
+    assert (scores["dice_in_frame"], scores["f1_50"], scores["count_error"]) == (1, 1, 0)
+
+
+def test_boxes_are_judged_over_all_images_together(checkpoint: Path, data_dir: Path) -> None:
+    (judged,) = judge(checkpoint, data_dir / "bccd", limit=2)
+    assert judged.baseline is not None
+    assert len(judged.model.rows) == 2
+    assert set(judged.model.rows[0].scores) == {"recall", "precision", "f1"}
+    assert judged.baseline.scores["recall"] > 0.3
+    assert {"kind_right", "platelet_recall"} <= set(judged.model.scores)
+    assert {row.stem for row in judged.model.rows} <= held_out_stems()
+
+
+def test_what_the_generator_knows_is_taken_for_truth(checkpoint: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "drawn", count=1, seed=3, shape_hw=(160, 200), style="typical")
+    (item,) = read_items(tmp_path / "drawn")
+    assert item.is_complete
+    assert item.truth is not None
+    assert item.cells is not None
+    assert ((item.cells > 0) == item.truth).mean() > 0.99
+    assert len(np.unique(item.cells)) == item.cells.max() + 1
+    judge(checkpoint, tmp_path / "drawn")
+
+
+def test_small_cells_are_judged_as_the_service_takes_them(tmp_path: Path) -> None:
+    image, mask = blots(4, (700, 900))
+    write_pair(tmp_path / "large", "large", image, mask)
+    predictor = Predictor(Darkness(), Placement("cpu", "float32", ""), 64)
+    spec = ModelSpec(width=4, depth=2, input_size_px=64)
+    loaded = Checkpoint(spec.build(), spec, "", tmp_path)
+    (item,) = read_items(tmp_path / "large")
+    tiled = by_network(loaded, predictor)(item.pixels)
+    plain = by_network(loaded, predictor, tiling=False)(item.pixels)
+    assert tiled.tile_scale is not None
+    assert plain.tile_scale is None
+    assert tiled.cells.labels.max() == len(tiled.cells.kinds)
+    assert score_image(tiled, item)["dice"] > score_image(plain, item)["dice"]
+
+
+@pytest.mark.parametrize("worst", [1, 3, 99])
 def test_page_of_worst_cases_is_a_picture(
     checkpoint: Path, folder: Path, tmp_path: Path, worst: int
 ) -> None:
-    judge(checkpoint, folder, tmp_path, worst=worst)
-    with Image.open(tmp_path / "worst.png") as image:
+    judge(checkpoint, folder, out=tmp_path, worst=worst)
+    with Image.open(tmp_path / "worst-1-set-val.png") as image:
         image.load()
-        assert image.height == pytest.approx(2.9 * 90 * min(worst, 4), abs=2)
+        lines = -(-min(worst, 4) // 2)
+        assert image.height == pytest.approx(5.4 * 90 * lines, abs=2)
+
+
+def test_outlines_show_what_was_found_and_what_is_true() -> None:
+    labels = np.zeros((60, 80), np.int32)
+    labels[10:30, 10:30] = 1
+    true = np.zeros_like(labels)
+    true[35:55, 40:70] = 1
+    picture = CellsPicture(
+        "a", np.full((60, 80, 3), 200, np.uint8), labels, np.array([2], np.uint8), true, ()
+    )
+    drawn = outlined(picture)
+    assert drawn[10, 20].tolist() == [200, 0, 200]
+    assert drawn[35, 50].tolist() == [0, 90, 220]
+    assert drawn[20, 20].tolist() == [200, 200, 200]
 
 
 def test_nothing_is_written_unless_asked(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
@@ -109,15 +211,15 @@ def test_nothing_is_written_unless_asked(checkpoint: Path, folder: Path, tmp_pat
 @pytest.mark.parametrize("stem", ["price $x_{", "a^b$^$", "血液", "two\nlines"])
 def test_odd_names_are_no_obstacle(checkpoint: Path, tmp_path: Path, stem: str) -> None:
     write_pair(tmp_path / "odd", stem, *blots(0))
-    scores, _ = judge(checkpoint, tmp_path / "odd", tmp_path / "out")
-    assert [name for name, _ in scores] == [stem]
-    assert (tmp_path / "out" / "worst.png").is_file()
+    (judged,) = judge(checkpoint, tmp_path / "odd", out=tmp_path / "out")
+    assert [row.stem for row in judged.model.rows] == [stem]
+    assert (tmp_path / "out" / f"worst-1-{tmp_path.name.replace('_', '-')}-odd.png").is_file()
 
 
 def test_a_name_that_is_no_text(checkpoint: Path, tmp_path: Path) -> None:
     stem = b"caf\xe9".decode("utf-8", "surrogateescape")
     write_pair(tmp_path / "odd", stem, *blots(0))
-    judge(checkpoint, tmp_path / "odd", tmp_path / "out")
+    judge(checkpoint, tmp_path / "odd", out=tmp_path / "out")
     assert b"caf\xe9," in (tmp_path / "out" / "scores.csv").read_bytes()
 
 
@@ -142,19 +244,16 @@ def test_a_broken_model_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_results_that_cannot_be_written(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot write"):
-        judge(checkpoint, folder, tmp_path / "out")
+        judge(checkpoint, folder, out=tmp_path / "out")
+
+
+def test_a_folder_of_no_known_kind_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(UsageError, match="original and mask"):
+            judge(checkpoint, folder)
 
 
 def test_mean_of_each_score() -> None:
     mean = mean_scores([MaskScore(1.0, 0.5, 0.25, 0.0), MaskScore(0.0, 0.5, 0.75, 1.0)])
     assert mean == MaskScore(0.5, 0.5, 0.5, 0.5)
-
-
-def test_agreement_tints_what_is_wrong_and_nothing_else() -> None:
-    pixels = np.full((1, 4, 3), 100, np.uint8)
-    mask = np.array([[True, True, False, False]])
-    truth = np.array([[True, False, True, False]])
-    right, too_much, missed, ground = agreement_picture(pixels, mask, truth)[0].tolist()
-    assert right == ground == [100, 100, 100]
-    assert too_much[0] > too_much[2]  # orange
-    assert missed[2] > missed[0]  # blue

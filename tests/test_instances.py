@@ -14,6 +14,7 @@ from bcseg_training.instances import (
     calibration_error,
     instance_score,
     label_boxes,
+    reliability,
 )
 from bcseg_training.synthetic import Kind
 from bcseg_training.voc import Box, held_out_stems, read_boxes
@@ -83,10 +84,11 @@ def test_box_iou_by_hand() -> None:
 def test_calibration_of_an_honest_and_a_boastful_map() -> None:
     truth = np.zeros((10, 10), bool)
     truth[:, :3] = True
-    assert calibration_error(np.full((10, 10), 0.3, np.float32), truth) == pytest.approx(
-        0, abs=1e-6
-    )
-    assert calibration_error(np.full((10, 10), 0.9, np.float32), truth) == pytest.approx(0.6)
+    honest = reliability(np.full((10, 10), 0.3, np.float32), truth)
+    boastful = reliability(np.full((10, 10), 0.9, np.float32), truth)
+    assert calibration_error(honest) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(boastful) == pytest.approx(0.6)
+    assert (honest + boastful)[:, -2:].sum(axis=1) == pytest.approx([100, 90, 30])
 
 
 def test_voc_boxes_are_read_and_slips_left_out(tmp_path: Path) -> None:

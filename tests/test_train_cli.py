@@ -110,9 +110,9 @@ def test_a_whole_way(
         "evaluate", out / "best.safetensors", dataset / "val", "--out", tmp_path / "judged"
     )
     assert code == 0
-    assert [line.split()[0] for line in text.splitlines()[:3]] == ["image", "smear0", "mean"]
-    assert (tmp_path / "judged" / "worst.png").is_file()
-    assert (tmp_path / "judged" / "scores.csv").is_file()
+    assert {"dice", "count_error", "f1_50", "pq"} <= set(re.findall(r"[a-z0-9_]+", text))
+    assert "set/val" in text
+    assert {path.suffix for path in (tmp_path / "judged").iterdir()} == {".json", ".csv", ".png"}
 
     assert command("export", out / "best.safetensors", tmp_path / "m.pth")[0] == 0
     assert command("import", tmp_path / "m.pth", tmp_path / "m.safetensors")[0] == 0
@@ -134,7 +134,9 @@ def test_exit_codes(
         ("evaluate", tmp_path / "none.safetensors", dataset / "val"): 78,
         ("evaluate", tmp_path / "broken.safetensors", dataset / "val"): 78,
         ("evaluate", tmp_path / "m.pth", dataset / "val", "--device", "abacus"): 78,
-        ("evaluate", tmp_path / "m.pth", dataset): 2,
+        ("evaluate", tmp_path / "m.pth", tmp_path): 2,
+        ("evaluate", tmp_path / "m.pth", dataset, "--threshold", 1): 2,
+        ("evaluate", tmp_path / "m.pth", dataset, "--threshold", 0): 2,
         ("import", tmp_path / "m.pth", tmp_path / "nowhere" / "m.safetensors"): 74,
         ("import", tmp_path / "m.pth", tmp_path / "broken.safetensors"): 2,
     }

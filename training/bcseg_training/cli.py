@@ -173,57 +173,56 @@ def train_command(
 @app.command("evaluate")
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model file.")],
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Folder with original and mask.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for scores.csv and worst.png.", show_default=False),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="[default: the checkpoint's own]", show_default=False),
-    ] = None,
-    worst: Annotated[int, typer.Option(min=1, help="Images on the page of worst cases.")] = 6,
-    device: Annotated[str, typer.Option(help="Where the network runs.")] = "auto",
-) -> None:
-    """Judge a model at full image size: Dice, IoU, Hausdorff and F8, each image and the mean."""
-    from bcseg_training.evaluate import evaluate
-
-    scores, mean = evaluate(
-        checkpoint, dataset, out=out, threshold=threshold, worst=worst, device=device
-    )
-    typer.echo(f"{'image':<40} {'Dice':>7} {'IoU':>7} {'Hausd.':>7} {'F8':>7}")
-    for name, score in [*scores, ("mean", mean)]:
-        typer.echo(
-            f"{printable(name):<40} {score.dice:7.4f} {score.iou:7.4f} {score.hausdorff:7.4f} "
-            f"{score.f8:7.4f}"
-        )
-    if out is not None:
-        typer.echo(f"{out / 'scores.csv'}\n{out / 'worst.png'}")
-
-
-@app.command("evaluate-cells")
-def evaluate_cells_command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Model file.")],
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Each with original and mask, or with images and VOC annotations."),
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Each with original and mask, with images and VOC annotations, or with val.",
+        ),
     ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for tables and pictures.", show_default=False)
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="[default: the checkpoint's own]", show_default=False)
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, help="Images on a page of worst cases.")] = 6,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Images of each folder.", show_default=False)
+    ] = None,
+    baseline: Annotated[bool, typer.Option(help="Judge Otsu's threshold beside it.")] = True,
+    tiling: Annotated[bool, typer.Option(help="Take small cells in tiles, as the service.")] = True,
     device: Annotated[str, typer.Option(help="Where the network runs.")] = "auto",
-    baseline: Annotated[
-        bool, typer.Option(help="Set Otsu's threshold and a distance watershed beside it.")
-    ] = True,
 ) -> None:
-    """Judge single cells: counts, F1, AP, panoptic quality, or recall of boxes and kinds."""
-    from bcseg_training.instances import evaluate_cells
+    """Judge a model at full image size: masks, cells, counts, kinds, calibration."""
+    from rich.console import Console
+    from rich.table import Table
 
-    typer.echo(f"{'data':<28} {'score':<16} {'model':>8} {'Otsu':>8}")
-    for name, score, value, other in evaluate_cells(
-        checkpoint, folders, device=device, baseline=baseline
-    ):
-        beside = "" if other is None else f"{other:8.3f}"
-        typer.echo(f"{printable(name):<28} {score:<16} {value:8.3f} {beside}".rstrip())
+    from bcseg_batch.errors import UsageError
+    from bcseg_training.evaluate import evaluate
+
+    if threshold is not None and not 0 < threshold < 1:
+        raise UsageError(f"--threshold {threshold} is no probability above 0 and below 1")
+    judged = evaluate(
+        checkpoint,
+        folders,
+        out=out,
+        threshold=threshold,
+        worst=worst,
+        limit=limit,
+        baseline=baseline,
+        tiling=tiling,
+        device=device,
+    )
+    for one in judged:
+        table = Table("score", "model", "Otsu", title=printable(one.name), title_justify="left")
+        for name, value in one.model.scores.items():
+            other = None if one.baseline is None else one.baseline.scores.get(name)
+            table.add_row(name, f"{value:.4f}", "" if other is None else f"{other:.4f}")
+        tiled = f"{len(one.model.rows)} images, {one.model.tiled} in tiles"
+        Console().print(table, tiled, "", sep="\n", markup=False)
+    if out is not None:
+        typer.echo(str(out))
 
 
 @app.command("profile")

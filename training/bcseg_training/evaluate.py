@@ -1,23 +1,44 @@
-"""Judges a model on images whose masks are known."""
+"""Judges a model on images whose truth is known: masks, cells or boxes."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bcseg_batch.errors import ImageError, UsageError
+from bcseg_batch.segment.cells import Cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.postprocess import mask_from_probability, probability
+from bcseg_batch.segment.postprocess import (
+    mask_from_probability,
+    probability,
+    resize_probability,
+)
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import preprocess
-from bcseg_batch.store.outputs import output_error
-from bcseg_training.dataset import Pair, read_pair, usable_pairs
+from bcseg_batch.store.images import decode_image
+from bcseg_batch.store.outputs import output_error, write_whole
+from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs, validation_folder
+from bcseg_training.instances import (
+    Labels,
+    box_score,
+    calibration_error,
+    cells_only,
+    instance_score,
+    reliability,
+)
 from bcseg_training.metrics import MaskScore, score_mask
-from bcseg_training.plots import save_panel
+from bcseg_training.plots import CellsPicture, save_cells_page, save_reliability
+from bcseg_training.segmenting import Segment, Segmented, by_network, by_otsu
+from bcseg_training.specimens import MIN_CELL_PX, components, read_labels
+from bcseg_training.synthetic import Kind
+from bcseg_training.voc import Box, boxed_images, held_out_stems, read_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,69 +84,284 @@ def mean_scores(scores: Sequence[MaskScore]) -> MaskScore:
     )
 
 
-def write_scores_csv(path: Path, scores: Sequence[tuple[str, MaskScore]]) -> None:
-    """Write one row per image, and a last row with the means."""
-    names = [f.name for f in fields(MaskScore)]
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, ["image", *names])
-        writer.writeheader()
-        rows = [*scores, ("mean", mean_scores([score for _, score in scores]))]
-        for stem, score in rows:
-            writer.writerow({"image": stem, **{k: f"{v:.6f}" for k, v in asdict(score).items()}})
+# --- data sets -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be judged on.
+
+    Attributes:
+        stem: its name.
+        pixels: uint8 (H, W, 3) RGB.
+        truth: bool (H, W), where masks are known.
+        cells: int32 (H, W), the true cells, 1..n, where masks are known.
+        boxes: where these are all that is known.
+        is_complete: whether the truth has the cells that the border cuts.
+    """
+
+    stem: str
+    pixels: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.bool_] | None
+    cells: Labels | None
+    boxes: tuple[Box, ...]
+    is_complete: bool
+
+
+def read_items(folder: Path, limit: int | None = None) -> Iterator[Item]:
+    """Read a folder to judge on.
+
+    Args:
+        folder: a data set with `val` or `test`; a folder with `original` and `mask`, in which the
+            connected components are the cells unless `bcseg-train synth` has written labels beside
+            them; or one with `images` and VOC `annotations`, of which only the images held out
+            from training are taken, where any of them is there.
+        limit: take the first so many images.
+
+    Raises:
+        UsageError: it is none of these, or something in it cannot be used.
+    """
+    if (folder / "annotations").is_dir():
+        every = boxed_images(folder)
+        held_out = held_out_stems()
+        chosen = [image for image in every if image.stem in held_out] or list(every)
+        for image in chosen[:limit]:
+            try:
+                pixels = decode_image(image.image, max_pixels=MAX_PIXELS).pixels
+            except ImageError as error:
+                raise UsageError(f"cannot judge on {folder}: {error}") from error
+            boxes = tuple(read_boxes(image.annotation))
+            yield Item(image.stem, pixels, None, None, boxes, is_complete=False)
+        return
+    if not (folder / "original").is_dir():
+        try:
+            folder = validation_folder(folder)
+        except UsageError as error:
+            raise UsageError(
+                f"{folder} is no folder to judge on: give one with original and mask, one with "
+                "images and VOC annotations, or a data set with val"
+            ) from error
+    drawn = (folder / "labels").is_dir()
+    for pair in usable_pairs(folder)[:limit]:
+        pixels, mask = read_pair(pair)
+        truth = mask > 127
+        if drawn:
+            labels, kinds = read_labels(folder, pair.stem)
+            cells = _without_platelets(labels, kinds)
+        else:
+            cells = components(truth, min_px=MIN_CELL_PX)
+        yield Item(pair.stem, pixels, truth, cells, (), is_complete=drawn)
+
+
+def _without_platelets(labels: Labels, kinds: npt.NDArray[np.uint8]) -> Labels:
+    keep = np.append(False, kinds != Kind.PLATELET)
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+FRAME = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one way of segmenting came to on one image.
+
+    Attributes:
+        stem: of the image.
+        scores: by name; which there are depends on what is known of the image.
+    """
+
+    stem: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one way of segmenting came to on one folder.
+
+    Attributes:
+        scores: means over the images, or for boxes sums over them, by name.
+        rows: one for each image, in order of stem.
+        reliability: float64 (3, bins), of `instances.reliability`; zeros where it is not known.
+        tiled: how many images were taken in tiles.
+    """
+
+    scores: Mapping[str, float]
+    rows: tuple[Row, ...]
+    reliability: npt.NDArray[np.float64]
+    tiled: int
+
+
+def score_image(found: Segmented, item: Item) -> dict[str, float]:
+    """Compare what was found in one image with all that is known of it."""
+    if item.truth is None or item.cells is None:
+        score = box_score([(found.cells, item.boxes)])
+        return {"recall": score.recall, "precision": score.precision, "f1": score.f1}
+    scores = asdict(score_mask(found.mask, item.truth))
+    y, x = (round(FRAME * side) for side in item.truth.shape)
+    inner = (slice(y, -y or None), slice(x, -x or None))
+    scores["dice_in_frame"] = score_mask(found.mask[inner], item.truth[inner]).dice
+    cells = instance_score(cells_only(found.cells), item.cells, forgive_frame=not item.is_complete)
+    return {**scores, **asdict(cells)}
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Collects the scores of one way of segmenting over the images of one folder."""
+
+    segment: Segment
+    rows: list[Row] = field(default_factory=list)
+    reliability: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 15)))
+    boxed: list[tuple[Cells, tuple[Box, ...]]] = field(default_factory=list)
+    tiled: int = 0
+
+    def look_at(self, item: Item) -> Segmented:
+        found = self.segment(item.pixels)
+        self.rows.append(Row(item.stem, score_image(found, item)))
+        self.tiled += found.tile_scale is not None
+        if item.truth is None:
+            self.boxed.append((found.cells, item.boxes))
+        elif found.soft is not None:
+            soft = resize_probability(found.soft, item.pixels.shape[:2])
+            self.reliability = self.reliability + reliability(soft, item.truth)
+        return found
+
+    def report(self) -> Report:
+        if self.boxed:
+            scores = asdict(box_score(self.boxed))
+        else:
+            names = self.rows[0].scores
+            scores = {n: float(np.mean([row.scores[n] for row in self.rows])) for n in names}
+        if self.reliability.any():
+            scores["calibration_error"] = calibration_error(self.reliability)
+        return Report(scores, tuple(self.rows), self.reliability, self.tiled)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A model and the baseline on one folder.
+
+    Attributes:
+        name: of the folder, with that of its parent.
+        model: what the model came to.
+        baseline: what Otsu's threshold came to; None where it was left out.
+    """
+
+    name: str
+    model: Report
+    baseline: Report | None
 
 
 def evaluate(
     checkpoint: Path,
-    dataset: Path,
+    folders: Sequence[Path],
     *,
-    out: Path | None,
-    threshold: float | None,
-    worst: int,
-    device: str,
-) -> tuple[list[tuple[str, MaskScore]], MaskScore]:
-    """Judge a model file on a folder of originals and masks.
+    out: Path | None = None,
+    threshold: float | None = None,
+    worst: int = 6,
+    limit: int | None = None,
+    baseline: bool = True,
+    tiling: bool = True,
+    device: str = "auto",
+) -> Iterator[Judgement]:
+    """Judge a model file on folders whose truth is known, beside Otsu's threshold.
 
     Args:
         checkpoint: the model file.
-        dataset: folder with `original` and `mask`.
-        out: where `scores.csv` and `worst.png` go; None writes nothing.
+        folders: see `read_items`.
+        out: where `scores.json`, `scores.csv`, `reliability.png` and for each folder
+            `worst-<name>.png` go; None writes nothing.
         threshold: None takes the checkpoint's own.
-        worst: how many images the page of worst cases shows.
+        worst: how many images the pages of worst cases show.
+        limit: the most images of each folder.
+        baseline: False leaves Otsu out.
+        tiling: False stretches every image in one piece.
         device: where the network runs.
 
-    Returns:
-        Stem and score of each image in order of stem, and the mean.
+    Yields:
+        One judgement for each folder, as soon as it is there.
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        UsageError: the data set cannot be used.
+        UsageError: a folder cannot be used.
         OutputError: the results cannot be written.
     """
     loaded = load_checkpoint(checkpoint)
     predictor = open_predictor(
         loaded.model, loaded.spec.input_size_px, device=device, dtype="float32"
     )
-    scores: list[tuple[str, MaskScore]] = []
-    page: list[Judged] = []
-    for judged in predict_and_score(
-        predictor,
-        usable_pairs(dataset),
-        threshold=loaded.spec.threshold if threshold is None else threshold,
-    ):
-        scores.append((judged.stem, judged.score))
-        # Only the worst are kept: a large data set must not fill the memory with its pictures.
-        page = sorted([*page, judged], key=lambda j: j.score.dice)[:worst]
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_scores_csv(out / "scores.csv", scores)
-            save_panel(
-                [
-                    (f"{j.stem[:24]}  Dice {j.score.dice:.3f}", j.pixels, j.mask, j.truth)
-                    for j in page
-                ],
-                out / "worst.png",
+    segment = by_network(loaded, predictor, threshold=threshold, tiling=tiling)
+    judgements = []
+    for folder in folders:
+        model, other = _Judge(segment), _Judge(by_otsu) if baseline else None
+        page: list[tuple[float, CellsPicture]] = []
+        for item in read_items(folder, limit):
+            found = model.look_at(item)
+            if other is not None:
+                other.look_at(item)
+            scores = model.rows[-1].scores
+            picture = CellsPicture(
+                item.stem,
+                item.pixels,
+                found.cells.labels,
+                found.cells.kinds,
+                item.cells,
+                item.boxes,
             )
-        except OSError as error:
-            raise output_error(out, error) from error
-    return scores, mean_scores([score for _, score in scores])
+            # Only the worst are kept: a large data set must not fill the memory.
+            badness = scores.get("dice", scores.get("recall", 0.0))
+            page = sorted([*page, (badness, picture)], key=lambda pair: pair[0])[:worst]
+        name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
+        judged = Judgement(name, model.report(), None if other is None else other.report())
+        judgements.append(judged)
+        if out is not None:
+            _write(out, judgements, page)
+        yield judged
+
+
+def _write(
+    out: Path, judgements: Sequence[Judgement], page: Sequence[tuple[float, CellsPicture]]
+) -> None:
+    """Write all that is known so far, and the page of the last folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        plain = [
+            {
+                "data": judged.name,
+                "model": dict(judged.model.scores),
+                "baseline": None if judged.baseline is None else dict(judged.baseline.scores),
+                "images": [{"image": row.stem, **row.scores} for row in judged.model.rows],
+                "tiled": judged.model.tiled,
+                "reliability": judged.model.reliability.tolist(),
+            }
+            for judged in judgements
+        ]
+        write_whole(out / "scores.json", json.dumps(plain, indent=2).encode())
+        _write_csv(out / "scores.csv", judgements)
+        number = len(judgements)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", judgements[-1].name).strip("-")
+        save_cells_page(
+            [(f"{score:.3f}", picture) for score, picture in page],
+            out / f"worst-{number}-{slug}.png",
+        )
+        tables = {j.name: j.model.reliability for j in judgements if j.model.reliability.any()}
+        if tables:
+            save_reliability(tables, out / "reliability.png")
+    except OSError as error:
+        raise output_error(out, error) from error
+
+
+def _write_csv(path: Path, judgements: Sequence[Judgement]) -> None:
+    """Write one row per folder and image, and one with the scores of the folder."""
+    rows: list[dict[str, str | float]] = []
+    for judged in judgements:
+        named = [*((row.stem, row.scores) for row in judged.model.rows)]
+        for stem, scores in [*named, ("all", judged.model.scores)]:
+            rounded = {name: f"{value:.6f}" for name, value in scores.items()}
+            rows.append({"data": judged.name, "image": stem, **rounded})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,29 +1,20 @@
-"""How well single cells are found: against instance truth and against boxes."""
+"""How well single cells are found: against instance truth, against boxes, and how surely."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import find_objects
 from scipy.optimize import linear_sum_assignment
 
-from bcseg_batch.segment.cells import CellKind, Cells, enlarge_labels, find_cells, separate
-from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
-from bcseg_batch.segment.postprocess import probability
-from bcseg_batch.segment.predictor import Predictor, open_predictor
-from bcseg_batch.segment.preprocess import preprocess, resize_rgb
-from bcseg_batch.store.images import decode_image
-from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs
-from bcseg_training.specimens import MIN_CELL_PX, components, looks_stained
+from bcseg_batch.segment.cells import CellKind, Cells
 from bcseg_training.synthetic import Kind
-from bcseg_training.voc import Box, BoxedImage, boxed_images, held_out_stems, read_boxes
+from bcseg_training.voc import Box
 
 Labels = npt.NDArray[np.int32]
-FindCells = Callable[[npt.NDArray[np.uint8]], Cells]
 
 FRAME = 0.1
 
@@ -106,6 +97,7 @@ class InstanceScore:
 
     Attributes:
         found, true: number of cells.
+        count_difference: |found - true|.
         count_error: |found - true| / true.
         f1_50, f1_75: F1 of the cells at an IoU of 0.5 and 0.75.
         ap_50, ap_75: TP / (TP + FP + FN), what Cellpose and StarDist call average precision.
@@ -115,6 +107,7 @@ class InstanceScore:
 
     found: float
     true: float
+    count_difference: float
     count_error: float
     f1_50: float
     f1_75: float
@@ -147,6 +140,7 @@ def instance_score(found: Labels, true: Labels, *, forgive_frame: bool = False) 
     return InstanceScore(
         found=found_count,
         true=kept.true_count,
+        count_difference=abs(found_count - kept.true_count),
         count_error=abs(found_count - kept.true_count) / max(kept.true_count, 1),
         f1_50=f1,
         f1_75=_ratio(2 * hits_75, 2 * hits_75 + wrong_75 + missed_75),
@@ -226,134 +220,40 @@ def _array(boxes: Sequence[Box]) -> npt.NDArray[np.float64]:
     return np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], np.float64).reshape(-1, 4)
 
 
-def calibration_error(
-    probability_map: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], *, bins: int = 15
-) -> float:
-    """Expected calibration error of the pixels (Naeini et al. 2015), in [0, 1].
-
-    Args:
-        probability_map: float32 (H, W), probability of a cell.
-        truth: bool (H, W).
-        bins: of equal width.
-    """
-    index = np.minimum((probability_map * bins).astype(int), bins - 1).ravel()
-    count = np.bincount(index, minlength=bins)
-    said = np.bincount(index, probability_map.ravel(), bins)
-    happened = np.bincount(index, truth.ravel(), bins)
-    return float(np.abs(said - happened).sum() / max(count.sum(), 1))
-
-
-# --- two ways to find cells -----------------------------------------------------------------------
-
-
-def by_network(checkpoint: Checkpoint, predictor: Predictor) -> FindCells:
-    """Find cells as the product does."""
-
-    def find(pixels: npt.NDArray[np.uint8]) -> Cells:
-        logits = predictor.predict(preprocess(pixels, predictor.input_size_px)[np.newaxis])
-        spec = checkpoint.spec
-        return find_cells(
-            probability(logits[0]), spec.class_names, pixels.shape[:2], threshold=spec.threshold
-        )
-
-    return find
-
-
-def by_otsu(pixels: npt.NDArray[np.uint8], *, size_px: int = 512) -> Cells:
-    """Find cells without a network: Otsu, holes filled, watershed on the distance transform."""
-    small = separate(looks_stained(resize_rgb(pixels, size_px)))
-    labels = enlarge_labels(small, looks_stained(pixels))
-    kept = np.unique(labels[labels > 0])
-    numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
-    numbers[kept] = np.arange(1, len(kept) + 1)
-    kinds = np.full(len(kept), CellKind.RED_CELL, np.uint8)
-    return Cells(numbers[labels], kinds, np.zeros(len(kept), bool))
-
-
-# --- whole data sets ------------------------------------------------------------------------------
-
-
-def score_pairs(find: FindCells, pairs: Sequence[Pair]) -> list[tuple[str, InstanceScore]]:
-    """Judge on images with masks, whose connected components are the true cells.
-
-    Raises:
-        UsageError: a pair cannot be used.
-    """
-    scores = []
-    for pair in pairs:
-        pixels, mask = read_pair(pair)
-        found = _cells_only(find(pixels))
-        true = components(mask > 127, min_px=MIN_CELL_PX)
-        scores.append((pair.stem, instance_score(found, true, forgive_frame=True)))
-    return scores
-
-
-def _cells_only(cells: Cells) -> Labels:
+def cells_only(cells: Cells) -> Labels:
     """Labels without platelets; those stand last, so no gap opens."""
     labels = cells.labels
     return np.where(labels <= cells.cell_count, labels, np.int32(0))
 
 
-def score_boxed(find: FindCells, images: Sequence[BoxedImage]) -> BoxScore:
-    """Judge on images with boxes.
+def reliability(
+    probability_map: npt.NDArray[np.float32], truth: npt.NDArray[np.bool_], *, bins: int = 15
+) -> npt.NDArray[np.float64]:
+    """Count pixels by their probability, for calibration: float64 (3, bins).
 
-    Raises:
-        ImageError: an image cannot be read.
-        UsageError: its boxes cannot be read.
+    Args:
+        probability_map: float32 (H, W), probability of a cell.
+        truth: bool (H, W).
+        bins: of equal width.
+
+    Returns:
+        For each bin the number of pixels, the sum of their probabilities, and how many are cells.
+        Of several images they can be added.
     """
-    return box_score(
+    index = np.minimum((probability_map * bins).astype(int), bins - 1).ravel()
+    return np.stack(
         [
-            (find(decode_image(i.image, max_pixels=MAX_PIXELS).pixels), read_boxes(i.annotation))
-            for i in images
+            np.bincount(index, minlength=bins).astype(np.float64),
+            np.bincount(index, probability_map.ravel(), bins),
+            np.bincount(index, truth.ravel(), bins),
         ]
     )
 
 
-def mean_instance_score(scores: Sequence[InstanceScore]) -> InstanceScore:
-    """Average each score over the images."""
-    names = [f.name for f in fields(InstanceScore)]
-    return InstanceScore(*(float(np.mean([getattr(s, name) for s in scores])) for name in names))
-
-
-def evaluate_cells(
-    checkpoint: Path, folders: Sequence[Path], *, device: str = "auto", baseline: bool = True
-) -> list[tuple[str, str, float, float | None]]:
-    """Judge the separated cells of a model beside those of Otsu's threshold.
+def calibration_error(table: npt.NDArray[np.float64]) -> float:
+    """Expected calibration error of the pixels (Naeini et al. 2015), in [0, 1].
 
     Args:
-        checkpoint: the model file.
-        folders: each with `original` and `mask`, or with `images` and VOC `annotations`; of the
-            latter only the images held out from training are taken, where any of them is there.
-        device: where the network runs.
-        baseline: False leaves Otsu out.
-
-    Returns:
-        Rows of folder, name of the score, the model's value, the baseline's.
-
-    Raises:
-        CheckpointError: the model cannot be loaded.
-        UsageError: a folder cannot be used.
-        ImageError: an image cannot be read.
+        table: float64 (3, bins), of `reliability`.
     """
-    loaded = load_checkpoint(checkpoint)
-    predictor = open_predictor(
-        loaded.model, loaded.spec.input_size_px, device=device, dtype="float32"
-    )
-    ways = [by_network(loaded, predictor), *([by_otsu] if baseline else [])]
-    rows: list[tuple[str, str, float, float | None]] = []
-    for folder in folders:
-        scores = [_score_folder(find, folder) for find in ways]
-        name = f"{folder.parent.name}/{folder.name}"
-        for field in fields(scores[0]):
-            values = [float(getattr(score, field.name)) for score in scores]
-            rows.append((name, field.name, values[0], values[1] if baseline else None))
-    return rows
-
-
-def _score_folder(find: FindCells, folder: Path) -> InstanceScore | BoxScore:
-    if (folder / "annotations").is_dir():
-        images = boxed_images(folder)
-        held_out = [image for image in images if image.stem in held_out_stems()]
-        return score_boxed(find, held_out or images)
-    scores = score_pairs(find, usable_pairs(folder))
-    return mean_instance_score([score for _, score in scores])
+    return float(np.abs(table[1] - table[2]).sum() / max(table[0].sum(), 1))
