@@ -377,7 +377,9 @@ def test_a_first_signal_finishes_what_is_under_way(
     assert not [name for name in tree(output) if name.endswith(".part")]
     # What was drawn was finished: nothing lies there that no record names.
     pictures = {name for name in tree(output) if "/" in name}
-    assert pictures == {str(r[kind]) for r in records(output) for kind in ("mask", "composite")}
+    assert pictures == {
+        str(r[kind]) for r in records(output) for kind in ("mask", "composite", "cells")
+    }
     assert_whole(output)
 
 
@@ -430,9 +432,12 @@ def test_killed_again_and_again_every_image_is_done_once_and_whole(
     assert Counter(str(record["image"]) for record in records(output)) == dict.fromkeys(inputs, 1)
     assert_whole(output)
     pictures = {name for name in tree(output) if "/" in name}
-    assert len(pictures) == 2 * len(inputs)
-    assert pictures == {str(r[kind]) for r in records(output) for kind in ("mask", "composite")}
-    assert set(tree(output)) - pictures == {".bcseg.lock", "results.jsonl", "results.csv"}
+    assert len(pictures) == 3 * len(inputs)
+    assert pictures == {
+        str(r[kind]) for r in records(output) for kind in ("mask", "composite", "cells")
+    }
+    tables = {"results.jsonl", "results.csv", "cells.csv"}
+    assert set(tree(output)) - pictures == {".bcseg.lock", *tables}
 
 
 def test_a_bug_is_told_whole_and_has_a_code_of_its_own(

@@ -111,7 +111,7 @@ def test_kills_at_random_moments_cost_nothing(place: Place) -> None:
         capture_output=True,
         timeout=LONG_S,
     )
-    for kind in ("masks", "composites"):
+    for kind in ("masks", "composites", "cells"):
         assert tree(place.output / kind) == tree(once / kind)
     assert not [name for name in tree(place.output) if name.endswith(".part")]
     assert "Traceback" not in place.log

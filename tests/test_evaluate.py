@@ -29,10 +29,10 @@ from bcseg_training.evaluate import (
     score_image,
 )
 from bcseg_training.metrics import MaskScore, score_mask
-from bcseg_training.plots import CellsPicture, outlined
+from bcseg_training.plots import LEGEND, CellsPicture, outlined
 from bcseg_training.segmenting import Segmented, by_network
-from bcseg_training.synthetic import write_dataset
-from bcseg_training.voc import held_out_stems
+from bcseg_training.synthetic import Kind, write_dataset
+from bcseg_training.voc import Box, held_out_stems
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -113,6 +113,9 @@ def test_scores_are_written_for_each_image_and_each_folder(
     assert plain[0]["model"] == dict(first.model.scores)
     assert first.baseline is not None
     assert plain[0]["baseline"] == dict(first.baseline.scores)
+    assert float(rows[0]["otsu_dice"]) == pytest.approx(
+        plain[0]["baseline_images"][0]["dice"], abs=1e-6
+    )
     for name in ("reliability.png", "worst-1-set-val.png"):
         with Image.open(out / name) as picture:
             picture.load()
@@ -185,21 +188,69 @@ def test_page_of_worst_cases_is_a_picture(
     with Image.open(tmp_path / "worst-1-set-val.png") as image:
         image.load()
         lines = -(-min(worst, 4) // 2)
-        assert image.height == pytest.approx(5.4 * 90 * lines, abs=2)
+        assert image.height == pytest.approx(5.4 * 150 * lines, abs=2)
 
 
-def test_outlines_show_what_was_found_and_what_is_true() -> None:
-    labels = np.zeros((60, 80), np.int32)
-    labels[10:30, 10:30] = 1
-    true = np.zeros_like(labels)
-    true[35:55, 40:70] = 1
-    picture = CellsPicture(
-        "a", np.full((60, 80, 3), 200, np.uint8), labels, np.array([2], np.uint8), true, ()
+def square_labels(*places: tuple[int, int]) -> np.ndarray:
+    labels = np.zeros((100, 120), np.int32)
+    for number, (top, left) in enumerate(places, start=1):
+        labels[top : top + 16, left : left + 16] = number
+    return labels
+
+
+def picture_of(
+    found: np.ndarray, kinds: list[int], true: np.ndarray | None, *boxes: Box
+) -> CellsPicture:
+    pixels = np.full((100, 120, 3), 200, np.uint8)
+    return CellsPicture("a", pixels, found, np.array(kinds, np.uint8), true, boxes)
+
+
+def test_outlines_tell_right_from_wrong_from_missed() -> None:
+    found = square_labels((20, 20), (20, 70), (0, 45))  # the third lies in the frame
+    true = square_labels((20, 20), (60, 70))
+    drawn = outlined(picture_of(found, [1, 1, 1], true), side_px=120)
+    right, wrong, forgiven, missed, inside = (
+        tuple(int(v) for v in drawn[y, x])
+        for y, x in ((20, 28), (20, 78), (8, 45), (60, 78), (28, 28))
     )
-    drawn = outlined(picture)
-    assert drawn[10, 20].tolist() == [200, 0, 200]
-    assert drawn[35, 50].tolist() == [0, 90, 220]
-    assert drawn[20, 20].tolist() == [200, 200, 200]
+    assert inside == (200, 200, 200)
+    legend = {line.means: line.rgb for line in LEGEND}
+    assert right == legend["found, and true"]
+    assert tuple(drawn[22, 78].tolist()) == wrong  # thick, where right is thin
+    assert tuple(drawn[22, 28].tolist()) == inside
+    assert wrong == legend["found, without a true one"]
+    assert forgiven == legend["forgiven at the border"]
+    assert missed == legend["missed"]
+
+
+def test_boxes_missed_and_kinds_mistaken_are_seen() -> None:
+    found = square_labels((20, 20), (60, 20))
+    boxes = (
+        Box(Kind.WHITE_CELL, 18, 18, 39, 39),
+        Box(Kind.RED_CELL, 80, 60, 110, 90),
+        Box(Kind.PLATELET, 20, 60, 36, 76),
+    )
+    drawn = outlined(picture_of(found, [1, 3], None, *boxes), side_px=120)
+    legend = {line.means: line.rgb for line in LEGEND}
+    colours = {tuple(int(v) for v in pixel) for pixel in drawn[18:38, 18:38].reshape(-1, 3)}
+    assert legend["found, of another kind"] in colours
+    assert legend["missed"] not in colours
+    assert tuple(drawn[60, 95].tolist()) == legend["missed"]
+    assert tuple(drawn[75, 20].tolist()) == legend["true, and found"]
+
+
+def test_without_truth_outlines_tell_the_kinds() -> None:
+    found = square_labels((20, 20), (20, 70), (60, 20))
+    drawn = outlined(picture_of(found, [1, 2, 3], None), side_px=120)
+    colours = [tuple(drawn[y, x].tolist()) for y, x in ((20, 28), (20, 78), (60, 28))]
+    assert len({*colours, (200, 200, 200)}) == 4
+    assert tuple(drawn[22, 28].tolist()) == (200, 200, 200)
+
+
+def test_a_picture_without_any_cell_is_drawn_all_the_same() -> None:
+    empty = picture_of(square_labels(), [], square_labels())
+    assert (outlined(empty) == 200).all()
+    assert outlined(picture_of(square_labels(), [], None)).shape == (200, 240, 3)
 
 
 def test_nothing_is_written_unless_asked(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
@@ -245,6 +296,24 @@ def test_results_that_cannot_be_written(checkpoint: Path, folder: Path, tmp_path
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match="cannot write"):
         judge(checkpoint, folder, out=tmp_path / "out")
+
+
+def test_a_slip_in_the_last_folder_is_told_before_the_work_begins(
+    checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = write_blots(tmp_path / "other", train=0, val=2) / "val"
+    (other / "mask" / "smear1.png").unlink()
+    # The first folder has an image that cannot be read: it is not even tried.
+    (folder / "original" / "smear0.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"other/val: original/smear1\.png has no mask"):
+        judge(checkpoint, folder, other)
+
+
+def test_labels_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "drawn", count=1, seed=3, shape_hw=(160, 200), style="typical")
+    (tmp_path / "drawn" / "kinds" / "synth_00000.csv").write_text("label,kind\n1,red_cell\n")
+    with pytest.raises(UsageError, match=r"drawn: the labels or kinds of synth_00000 do not fit"):
+        judge(checkpoint, tmp_path / "drawn")
 
 
 def test_a_folder_of_no_known_kind_is_refused(checkpoint: Path, tmp_path: Path) -> None:

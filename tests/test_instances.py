@@ -75,6 +75,14 @@ def test_boxes_and_kinds_are_counted() -> None:
     assert (score.platelet_recall, score.platelet_precision) == (1, 1)
 
 
+def test_of_nothing_no_share_is_known() -> None:
+    nothing = Cells(squares(), np.zeros(0, np.uint8), np.zeros(0, bool))
+    score = box_score([(nothing, [Box(Kind.RED_CELL, 10, 10, 20, 20)])])
+    assert (score.recall, score.f1) == (0, 0)
+    unknown = (score.precision, score.kind_right, score.white_recall, score.platelet_precision)
+    assert np.isnan(unknown).all()
+
+
 def test_box_iou_by_hand() -> None:
     a, b = np.array([[0, 0, 10, 10]]), np.array([[5, 0, 15, 10], [20, 20, 30, 30]])
     assert box_iou(a.astype(float), b.astype(float))[0] == pytest.approx([50 / 150, 0])

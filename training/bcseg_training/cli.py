@@ -1,6 +1,7 @@
 """The command line of the training side: parse, call, and turn errors into exit codes."""
 
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -218,7 +219,11 @@ def evaluate_command(
         table = Table("score", "model", "Otsu", title=printable(one.name), title_justify="left")
         for name, value in one.model.scores.items():
             other = None if one.baseline is None else one.baseline.scores.get(name)
-            table.add_row(name, f"{value:.4f}", "" if other is None else f"{other:.4f}")
+            # Not a number: there was nothing to judge by.
+            shown = [
+                "" if v is None else "-" if math.isnan(v) else f"{v:.4f}" for v in (value, other)
+            ]
+            table.add_row(name, *shown)
         tiled = f"{len(one.model.rows)} images, {one.model.tiled} in tiles"
         Console().print(table, tiled, "", sep="\n", markup=False)
     if out is not None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from bcseg_batch.store.images import decode_image
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs, validation_folder
 from bcseg_training.instances import (
+    FRAME,
     Labels,
     box_score,
     calibration_error,
@@ -38,7 +40,7 @@ from bcseg_training.plots import CellsPicture, save_cells_page, save_reliability
 from bcseg_training.segmenting import Segment, Segmented, by_network, by_otsu
 from bcseg_training.specimens import MIN_CELL_PX, components, read_labels
 from bcseg_training.synthetic import Kind
-from bcseg_training.voc import Box, boxed_images, held_out_stems, read_boxes
+from bcseg_training.voc import Box, BoxedImage, boxed_images, held_out_stems, read_boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Item:
 
 
 def read_items(folder: Path, limit: int | None = None) -> Iterator[Item]:
-    """Read a folder to judge on.
+    """List a folder to judge on, and read its images one by one as they are drawn.
 
     Args:
         folder: a data set with `val` or `test`; a folder with `original` and `mask`, in which the
@@ -119,34 +121,49 @@ def read_items(folder: Path, limit: int | None = None) -> Iterator[Item]:
         limit: take the first so many images.
 
     Raises:
-        UsageError: it is none of these, or something in it cannot be used.
+        UsageError: it is none of these (told at once), or something in it cannot be used.
     """
-    if (folder / "annotations").is_dir():
-        every = boxed_images(folder)
-        held_out = held_out_stems()
-        chosen = [image for image in every if image.stem in held_out] or list(every)
-        for image in chosen[:limit]:
+    try:
+        if (folder / "annotations").is_dir():
+            every = boxed_images(folder)
+            held_out = held_out_stems()
+            chosen = [image for image in every if image.stem in held_out] or list(every)
+            return _read_boxed(folder, chosen[:limit])
+        if not any((folder / name).is_dir() for name in ("original", "mask")):
             try:
-                pixels = decode_image(image.image, max_pixels=MAX_PIXELS).pixels
-            except ImageError as error:
-                raise UsageError(f"cannot judge on {folder}: {error}") from error
-            boxes = tuple(read_boxes(image.annotation))
-            yield Item(image.stem, pixels, None, None, boxes, is_complete=False)
-        return
-    if not (folder / "original").is_dir():
+                folder = validation_folder(folder)
+            except UsageError as error:
+                raise UsageError(
+                    f"{folder} is no folder to judge on: give one with original and mask, one with "
+                    "images and VOC annotations, or a data set with val"
+                ) from error
+        return _read_masked(folder, usable_pairs(folder)[:limit])
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror}: mend its rights") from error
+
+
+def _read_boxed(folder: Path, images: Sequence[BoxedImage]) -> Iterator[Item]:
+    for image in images:
         try:
-            folder = validation_folder(folder)
-        except UsageError as error:
-            raise UsageError(
-                f"{folder} is no folder to judge on: give one with original and mask, one with "
-                "images and VOC annotations, or a data set with val"
-            ) from error
+            pixels = decode_image(image.image, max_pixels=MAX_PIXELS).pixels
+        except ImageError as error:
+            raise UsageError(f"cannot judge on {folder}: {error}") from error
+        boxes = read_boxes(image.annotation)
+        yield Item(image.stem, pixels, None, None, boxes, is_complete=False)
+
+
+def _read_masked(folder: Path, pairs: Sequence[Pair]) -> Iterator[Item]:
     drawn = (folder / "labels").is_dir()
-    for pair in usable_pairs(folder)[:limit]:
+    for pair in pairs:
         pixels, mask = read_pair(pair)
         truth = mask > 127
         if drawn:
             labels, kinds = read_labels(folder, pair.stem)
+            if labels.shape != truth.shape or labels.max(initial=0) > len(kinds):
+                raise UsageError(
+                    f"{folder}: the labels or kinds of {pair.stem} do not fit its mask: make the "
+                    "folder anew with bcseg-train synth"
+                )
             cells = _without_platelets(labels, kinds)
         else:
             cells = components(truth, min_px=MIN_CELL_PX)
@@ -160,8 +177,6 @@ def _without_platelets(labels: Labels, kinds: npt.NDArray[np.uint8]) -> Labels:
 
 # --- scores --------------------------------------------------------------------------------------
 
-FRAME = 0.1
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -169,11 +184,14 @@ class Row:
 
     Attributes:
         stem: of the image.
-        scores: by name; which there are depends on what is known of the image.
+        scores: by name; which there are depends on what is known of the image; NaN where there
+            was nothing to judge by.
+        tile_scale: of the tiles; None where the image was taken in one piece.
     """
 
     stem: str
     scores: Mapping[str, float]
+    tile_scale: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +199,8 @@ class Report:
     """What one way of segmenting came to on one folder.
 
     Attributes:
-        scores: means over the images, or for boxes sums over them, by name.
+        scores: means over the images, or for boxes sums over them, by name; NaN where there was
+            nothing to judge by.
         rows: one for each image, in order of stem.
         reliability: float64 (3, bins), of `instances.reliability`; zeros where it is not known.
         tiled: how many images were taken in tiles.
@@ -214,12 +233,13 @@ class _Judge:
     rows: list[Row] = field(default_factory=list)
     reliability: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 15)))
     boxed: list[tuple[Cells, tuple[Box, ...]]] = field(default_factory=list)
-    tiled: int = 0
 
     def look_at(self, item: Item) -> Segmented:
-        found = self.segment(item.pixels)
-        self.rows.append(Row(item.stem, score_image(found, item)))
-        self.tiled += found.tile_scale is not None
+        try:
+            found = self.segment(item.pixels)
+        except ImageError as error:
+            raise UsageError(f"cannot judge on {item.stem}: {error}") from error
+        self.rows.append(Row(item.stem, score_image(found, item), found.tile_scale))
         if item.truth is None:
             self.boxed.append((found.cells, item.boxes))
         elif found.soft is not None:
@@ -235,7 +255,8 @@ class _Judge:
             scores = {n: float(np.mean([row.scores[n] for row in self.rows])) for n in names}
         if self.reliability.any():
             scores["calibration_error"] = calibration_error(self.reliability)
-        return Report(scores, tuple(self.rows), self.reliability, self.tiled)
+        tiled = sum(row.tile_scale is not None for row in self.rows)
+        return Report(scores, tuple(self.rows), self.reliability, tiled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,11 +313,18 @@ def evaluate(
         loaded.model, loaded.spec.input_size_px, device=device, dtype="float32"
     )
     segment = by_network(loaded, predictor, threshold=threshold, tiling=tiling)
+    # A slip in the last folder, or in the place for the results, is told before the work begins.
+    sources = [read_items(folder, limit) for folder in folders]
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(out, error) from error
     judgements = []
-    for folder in folders:
+    for folder, items in zip(folders, sources, strict=True):
         model, other = _Judge(segment), _Judge(by_otsu) if baseline else None
         page: list[tuple[float, CellsPicture]] = []
-        for item in read_items(folder, limit):
+        for item in items:
             found = model.look_at(item)
             if other is not None:
                 other.look_at(item)
@@ -308,6 +336,7 @@ def evaluate(
                 found.cells.kinds,
                 item.cells,
                 item.boxes,
+                item.is_complete,
             )
             # Only the worst are kept: a large data set must not fill the memory.
             badness = scores.get("dice", scores.get("recall", 0.0))
@@ -325,18 +354,7 @@ def _write(
 ) -> None:
     """Write all that is known so far, and the page of the last folder."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        plain = [
-            {
-                "data": judged.name,
-                "model": dict(judged.model.scores),
-                "baseline": None if judged.baseline is None else dict(judged.baseline.scores),
-                "images": [{"image": row.stem, **row.scores} for row in judged.model.rows],
-                "tiled": judged.model.tiled,
-                "reliability": judged.model.reliability.tolist(),
-            }
-            for judged in judgements
-        ]
+        plain = [_plain(judged) for judged in judgements]
         write_whole(out / "scores.json", json.dumps(plain, indent=2).encode())
         _write_csv(out / "scores.csv", judgements)
         number = len(judgements)
@@ -352,14 +370,51 @@ def _write(
         raise output_error(out, error) from error
 
 
+def _plain(judged: Judgement) -> dict[str, Any]:
+    """Turn a judgement into what JSON can hold; what is not known is null."""
+
+    def known(scores: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: None if np.isnan(value) else value for name, value in scores.items()}
+
+    def images(report: Report) -> list[dict[str, Any]]:
+        return [
+            {"image": row.stem, "tile_scale": row.tile_scale, **known(row.scores)}
+            for row in report.rows
+        ]
+
+    other = judged.baseline
+    return {
+        "data": judged.name,
+        "model": known(judged.model.scores),
+        "baseline": None if other is None else known(other.scores),
+        "images": images(judged.model),
+        "baseline_images": None if other is None else images(other),
+        "tiled": judged.model.tiled,
+        "reliability": judged.model.reliability.tolist(),
+    }
+
+
 def _write_csv(path: Path, judgements: Sequence[Judgement]) -> None:
-    """Write one row per folder and image, and one with the scores of the folder."""
-    rows: list[dict[str, str | float]] = []
+    """Write one row per folder and image, and one with the scores of the folder.
+
+    The baseline's scores stand in columns of their own, `otsu_` before the name.
+    """
+    rows: list[dict[str, str]] = []
     for judged in judgements:
-        named = [*((row.stem, row.scores) for row in judged.model.rows)]
-        for stem, scores in [*named, ("all", judged.model.scores)]:
-            rounded = {name: f"{value:.6f}" for name, value in scores.items()}
-            rows.append({"data": judged.name, "image": stem, **rounded})
+        reports = {"": judged.model, "otsu_": judged.baseline}
+        for index in range(len(judged.model.rows) + 1):
+            whole = index == len(judged.model.rows)
+            stem = "all" if whole else judged.model.rows[index].stem
+            row = {"data": judged.name, "image": stem}
+            for prefix, report in reports.items():
+                if report is None:
+                    continue
+                scores = report.scores if whole else report.rows[index].scores
+                row |= {
+                    prefix + name: "" if np.isnan(value) else f"{value:.6f}"
+                    for name, value in scores.items()
+                }
+            rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, names)

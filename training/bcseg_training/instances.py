@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,14 @@ def label_boxes(labels: Labels) -> npt.NDArray[np.float64]:
     ).reshape(-1, 4)
 
 
+def in_frame(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Tell which labels 1..n have the middle of their box in the outermost 10 %: bool (n,)."""
+    boxes = label_boxes(labels)
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(labels.shape[::-1])
+    outside: npt.NDArray[np.bool_] = ((middle < FRAME) | (middle > 1 - FRAME)).any(axis=1)
+    return outside
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceScore:
     """Agreement of the cells of one image with instance truth.
@@ -128,9 +137,7 @@ def instance_score(found: Labels, true: Labels, *, forgive_frame: bool = False) 
     matches = match(label_iou(found, true))
     found_count = matches.found_count
     if forgive_frame:
-        boxes = label_boxes(found)
-        middle = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(found.shape[::-1])
-        outside = ((middle < FRAME) | (middle > 1 - FRAME)).any(axis=1)
+        outside = in_frame(found)
         outside[matches.found] = False
         found_count -= int(outside.sum())
     kept = Matches(matches.ious, matches.found, matches.true, found_count, matches.true_count)
@@ -155,6 +162,11 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
+def _share(part: int, whole: int) -> float:
+    """A share; of nothing it is not known."""
+    return part / whole if whole else math.nan
+
+
 @dataclass(frozen=True, slots=True)
 class BoxScore:
     """Agreement of the cells of many images with boxes, at an IoU of 0.5.
@@ -168,6 +180,8 @@ class BoxScore:
         white_right: share of those that were called white.
         platelet_recall: share of the platelets' boxes that a found platelet overlaps by 0.3.
         platelet_precision: share of the found platelets that have such a box.
+
+    Where there is nothing to take a share of, it is NaN.
     """
 
     recall: float
@@ -188,7 +202,7 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
         extents = label_boxes(cells.labels)
         is_cell = cells.kinds != CellKind.PLATELET
         wanted = [b for b in boxes if b.kind != Kind.PLATELET]
-        pairs = match(box_iou(extents[is_cell], _array(wanted)))
+        pairs = match(box_iou(extents[is_cell], box_array(wanted)))
         named = cells.kinds[is_cell][pairs.found]
         kinds = np.array([int(b.kind) for b in wanted], dtype=np.uint8)
         true_kinds = kinds[pairs.true]
@@ -202,21 +216,21 @@ def box_score(images: Sequence[tuple[Cells, Sequence[Box]]]) -> BoxScore:
         small = [b for b in boxes if b.kind == Kind.PLATELET]
         platelets += len(small)
         platelets_found += int((~is_cell).sum())
-        platelet_hits += len(match(box_iou(extents[~is_cell], _array(small)), 0.3).ious)
-    recall, precision = _ratio(hits, true), _ratio(hits, found)
+        platelet_hits += len(match(box_iou(extents[~is_cell], box_array(small)), 0.3).ious)
     return BoxScore(
-        recall,
-        precision,
+        _share(hits, true),
+        _share(hits, found),
         _ratio(2 * hits, found + true),
-        _ratio(right, hits),
-        _ratio(white_hits, white),
-        _ratio(white_right, white_hits),
-        _ratio(platelet_hits, platelets),
-        _ratio(platelet_hits, platelets_found),
+        _share(right, hits),
+        _share(white_hits, white),
+        _share(white_right, white_hits),
+        _share(platelet_hits, platelets),
+        _share(platelet_hits, platelets_found),
     )
 
 
-def _array(boxes: Sequence[Box]) -> npt.NDArray[np.float64]:
+def box_array(boxes: Sequence[Box]) -> npt.NDArray[np.float64]:
+    """Put boxes into rows: float64 (n, 4) of left, top, right, bottom."""
     return np.array([(b.left, b.top, b.right, b.bottom) for b in boxes], np.float64).reshape(-1, 4)
 
 

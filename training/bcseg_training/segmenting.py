@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bcseg_batch.segment.cells import CellKind, Cells, enlarge_labels, find_cells, separate
+from bcseg_batch.errors import PredictionError
+from bcseg_batch.segment.cells import (
+    CellKind,
+    Cells,
+    enlarge_labels,
+    fill_holes,
+    find_cells,
+    separate,
+)
 from bcseg_batch.segment.checkpoint import Checkpoint
 from bcseg_batch.segment.postprocess import mask_from_probability, probability
 from bcseg_batch.segment.predictor import Predictor
-from bcseg_batch.segment.preprocess import preprocess, resize_rgb
+from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.tiling import (
     ArrayRaster,
     choose_scale,
     segment_in_tiles,
     typical_diameter_px,
 )
-from bcseg_training.specimens import looks_stained
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -59,6 +67,10 @@ def by_network(
         predictor: of its network.
         threshold: None takes the checkpoint's own.
         tiling: False stretches every image in one piece.
+
+    Returns:
+        A function of uint8 (H, W, 3) RGB; it raises `PredictionError` where the network gives
+        something that is no number.
     """
     names = checkpoint.spec.class_names
     size_px = predictor.input_size_px
@@ -66,7 +78,10 @@ def by_network(
 
     def segment(pixels: Bytes) -> Segmented:
         shape_hw = (pixels.shape[0], pixels.shape[1])
-        soft = probability(predictor.predict(preprocess(pixels, size_px)[np.newaxis])[0])
+        logits = predictor.predict(preprocess(pixels, size_px)[np.newaxis])[0]
+        if not np.isfinite(logits).all():
+            raise PredictionError("the network gave values that are not numbers")
+        soft = probability(logits)
         scale = None
         if tiling:
             scale = choose_scale(
@@ -114,13 +129,30 @@ def _in_tiles(
     return Segmented(mask > 0, cells, None, scale)
 
 
-def by_otsu(pixels: Bytes, *, size_px: int = 512) -> Segmented:
-    """Segment without a network: Otsu, holes filled, watershed on the distance transform."""
-    small = separate(looks_stained(resize_rgb(pixels, size_px)))
-    mask = looks_stained(pixels)
+def by_otsu(pixels: Bytes, *, side_px: int = 1024) -> Segmented:
+    """Segment without a network: Otsu, holes filled, watershed on the distance transform.
+
+    Args:
+        pixels: uint8 (H, W, 3) RGB.
+        side_px: larger images are shrunk evenly to it to part their cells: a stretch to the
+            network's square or a coarser image makes it worse.
+    """
+    height, width = pixels.shape[:2]
+    shrink = min(1.0, side_px / max(height, width))
+    size_wh = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    small = separate(_dark(cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA)))
+    # A ring of cells is no cell: only small holes are filled, as `separate` does.
+    mask = fill_holes(_dark(pixels))
     labels = enlarge_labels(small, mask)
     kept = np.unique(labels[labels > 0])
     numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
     numbers[kept] = np.arange(1, len(kept) + 1)
     kinds = np.full(len(kept), CellKind.RED_CELL, np.uint8)
     return Segmented(mask, Cells(numbers[labels], kinds, np.zeros(len(kept), bool)), None, None)
+
+
+def _dark(pixels: Bytes) -> npt.NDArray[np.bool_]:
+    """Tell stained from empty slide on the green channel, as `looks_stained`, with its holes."""
+    green = cv2.GaussianBlur(pixels[:, :, 1], (0, 0), 1.5)
+    _, dark = cv2.threshold(green, 0, 255, cv2.THRESH_BINARY_INV + cv2.THRESH_OTSU)
+    return np.asarray(dark > 0)
