@@ -326,3 +326,24 @@ def test_a_folder_of_no_known_kind_is_refused(checkpoint: Path, tmp_path: Path) 
 def test_mean_of_each_score() -> None:
     mean = mean_scores([MaskScore(1.0, 0.5, 0.25, 0.0), MaskScore(0.0, 0.5, 0.75, 1.0)])
     assert mean == MaskScore(0.5, 0.5, 0.5, 0.5)
+
+
+def test_an_image_without_boxes_takes_no_place_among_the_worst(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    box = "<object><name>RBC</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>30</xmax>"
+    box += "<ymax>30</ymax></bndbox></object>"
+    pages = []
+    for parent, stems in (("both", "ab"), ("alone", "b")):
+        folder = tmp_path / parent / "set"
+        for kind in ("images", "annotations"):
+            (folder / kind).mkdir(parents=True)
+        for stem in stems:
+            Image.fromarray(blots(ord(stem))[0]).save(folder / "images" / f"{stem}.jpg")
+            boxes = box if stem == "b" else ""
+            text = f"<annotation>{boxes}</annotation>"
+            (folder / "annotations" / f"{stem}.xml").write_text(text)
+        judge(checkpoint, folder, out=tmp_path / "out" / parent, worst=1)
+        page = tmp_path / "out" / parent / f"worst-1-{parent}-set.png"
+        pages.append(page.read_bytes())
+    assert pages[0] == pages[1]

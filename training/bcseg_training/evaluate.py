@@ -339,14 +339,20 @@ def evaluate(
                 item.is_complete,
             )
             # Only the worst are kept: a large data set must not fill the memory.
-            badness = scores.get("dice", scores.get("recall", 0.0))
-            page = sorted([*page, (badness, picture)], key=lambda pair: pair[0])[:worst]
+            page = sorted([*page, (_goodness(scores), picture)], key=lambda one: one[0])[:worst]
         name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
         judged = Judgement(name, model.report(), None if other is None else other.report())
         judgements.append(judged)
         if out is not None:
             _write(out, judgements, page)
         yield judged
+
+
+def _goodness(scores: Mapping[str, float]) -> float:
+    """Give what pages of worst cases are ordered by: Dice, or for boxes their recall."""
+    value = scores.get("dice", scores.get("recall", 0.0))
+    # An image without a box has no recall: nothing shows it to be bad, and NaN has no order.
+    return 1.0 if np.isnan(value) else value
 
 
 def _write(
