@@ -26,16 +26,16 @@ SPECK_SHARE = 0.12
 # And below this many pixels of the network's input nothing can be called a cell.
 SPECK_PX = 20
 # A platelet: above this probability, sure enough on average, of the right size beside the median
-# cell, and compact. They are few in any training, so that their channel stays below a half.
-PLATELET_THRESHOLD = 0.3
-PLATELET_MEAN = 0.42
-PLATELET_AREA_SHARE = (0.045, 0.4)
+# cell, and compact. They count tenfold in the training, so that their channel says much.
+PLATELET_THRESHOLD = 0.8
+PLATELET_MEAN = 0.85
+PLATELET_AREA_SHARE = (0.05, 0.4)
 PLATELET_EXTENT = 0.55
 PLATELET_PX = 6
 # Cores are cut at these probabilities in turn: a piece that falls apart at a higher one into pieces
 # of at least a share of the typical core was more than one core.
 CORE_LEVELS = (0.5, 0.65, 0.8)
-SEED_SHARE = 0.12
+SEED_SHARE = 0.16
 # A dip of this share of the distance parts two cells where there is no channel of cores.
 _DIP = 0.12
 
