@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 EDGE_WIDTH_LIMIT = 0.25
-BURNT_LIMIT = 0.1
+BURNT_LIMIT = 0.05
 WHITE_LIMIT = 0.9
 BRIGHTNESS_LIMIT = 80.0
 CROWDED_LIMIT = 0.8
