@@ -33,6 +33,7 @@ from bcseg_batch.segment.tiling import (
     typical_diameter_px,
 )
 from bcseg_training.dataset import read_pair, usable_pairs
+from bcseg_training.instances import label_iou
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -92,12 +93,6 @@ def run(pixels: Pixels, scale: float = 1.0, **options: object) -> list[Band]:
 
 def whole(bands: list[Band], name: str) -> npt.NDArray[np.generic]:
     return np.concatenate([getattr(band, name) for band in bands])
-
-
-def same_partition(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> bool:
-    """Whether two label images are equal up to their numbers."""
-    pairs = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1)
-    return all(len(np.unique(side)) == pairs.shape[1] for side in pairs)
 
 
 # Tiles ---------------------------------------------------------------------------------------
@@ -192,7 +187,13 @@ def test_labels_are_those_of_an_untiled_run(scale: float) -> None:
     # Where a probability is the threshold but for rounding, a pixel may go either way.
     differs = whole(tiled, "mask") != whole(untiled, "mask")
     assert differs.sum() <= 2
-    assert same_partition(np.where(differs, 0, a), np.where(differs, 0, b))
+    a, b = (np.where(differs, 0, labels).astype(np.int32) for labels in (a, b))
+    assert a.max() == b.max()
+    # What two cells share where they overlap is as deep for the one as for the other: there, and
+    # nowhere else, the watershed may decide otherwise.
+    best = label_iou(a, b).max(axis=1)
+    assert best.min() > 0.6
+    assert (best == 1).mean() > 0.85
 
 
 def test_kinds_borders_and_measurements_are_those_of_the_whole_image(
