@@ -10,6 +10,7 @@ import platform
 # From <malloc.h>.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 _TRIM_THRESHOLD_BYTES = 1 << 30
 
 
@@ -22,6 +23,9 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
+    # One pool for all threads: each thread's own would keep the largest that it ever had.
     return bool(
-        libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+        libc.mallopt(_M_ARENA_MAX, 1)
+        and libc.mallopt(_M_MMAP_MAX, 0)
+        and libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
     )

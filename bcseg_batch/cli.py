@@ -147,7 +147,7 @@ def _process_dir(
         summary = process_dir(
             source,
             output,
-            predictor=engine.predictor,
+            predictors=engine.predictors,
             options=engine.options,
             rules=IgnoreRules(images.suffixes or SUFFIXES, images.ignore),
             recursive=images.recursive,

@@ -157,6 +157,14 @@ class ModelSettings(Section):
         ),
         Note(flag="--device", allowed="auto, cpu, cuda, cuda:N (N from 0) or mps"),
     ] = "auto"
+    devices: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(cpu|mps|cuda:[0-9]{1,3})$")], ...],
+        Field(
+            description="Several devices that share the work, in place of `device`: each takes the "
+            "next batch when it is free, and one that is lost is left out. Empty: `device` alone."
+        ),
+        Note(allowed="cpu, mps, cuda:N (N from 0)", example=["cuda:0", "cuda:1"]),
+    ] = ()
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(

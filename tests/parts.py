@@ -22,7 +22,8 @@ from bcseg_batch.items import InputFile, Outcome
 from bcseg_batch.segment.checkpoint import ModelSpec
 from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.predictor import Placement
-from bcseg_batch.service.pipeline import BatchPredictor, PipelineOptions
+from bcseg_batch.service.lanes import BatchPredictor
+from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.service.process_dir import Summary, process_dir
 from bcseg_batch.store.images import SUFFIXES
 
@@ -116,7 +117,7 @@ def run_folder(
     return process_dir(
         source,
         output,
-        predictor=predictor or BrightIsCell(),
+        predictors=[predictor or BrightIsCell()],
         options=replace(options, **changes),
         rules=IgnoreRules(SUFFIXES),
         recursive=recursive,

@@ -36,7 +36,7 @@ def test_a_batch_that_nobody_will_join_goes_at_once(tmp_path: Path, count: int) 
     predictor = BrightIsCell()
     with OutputFolder(tmp_path / "out") as outputs:
         pipeline = Pipeline(
-            predictor,
+            [predictor],
             outputs,
             OutputNames(),
             replace(OPTIONS, max_wait_s=LONG_WAIT_S, batch_size=4),
@@ -63,7 +63,7 @@ def test_a_batch_that_others_may_join_waits_for_them(tmp_path: Path) -> None:
     predictor = BrightIsCell()
     with OutputFolder(tmp_path / "out") as outputs:
         pipeline = Pipeline(
-            predictor,
+            [predictor],
             outputs,
             OutputNames(),
             replace(OPTIONS, max_wait_s=LONG_WAIT_S, batch_size=4),

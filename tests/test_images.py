@@ -75,6 +75,81 @@ def test_lossless_formats_give_the_exact_pixels(tmp_path: Path, suffix: str) -> 
     expect(read(path), RGB)
 
 
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    size_wh=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["RGB", "RGB", "L", "CMYK", "YCbCr"]),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    progressive=st.booleans(),
+    keep_rgb=st.booleans(),
+    orientation=st.sampled_from([None, 1, 3, 6]),
+    cut_bytes=st.sampled_from([0, 0, 1, 2, 3, 40]),
+    tail=st.sampled_from([b"", b"", b"behind the end"]),
+    flipped=st.none() | st.integers(0, 10_000),
+    seed=st.integers(0, 100),
+)
+def test_no_jpeg_is_read_otherwise_than_by_pillow(
+    tmp_path_factory: pytest.TempPathFactory,
+    size_wh: tuple[int, int],
+    mode: str,
+    quality: int,
+    subsampling: str,
+    progressive: bool,
+    keep_rgb: bool,
+    orientation: int | None,
+    cut_bytes: int,
+    tail: bytes,
+    flipped: int | None,
+    seed: int,
+) -> None:
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (*size_wh[::-1], 3), np.uint8)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[274] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(
+        buffer,
+        "JPEG",
+        quality=quality,
+        subsampling=subsampling,
+        progressive=progressive,
+        keep_rgb=keep_rgb and mode == "RGB" and subsampling == "4:4:4",
+        exif=exif,
+    )
+    data = bytearray(buffer.getvalue())
+    del data[len(data) - cut_bytes :]
+    if flipped is not None:
+        data[2 + flipped % (len(data) - 2)] ^= 0x11
+    path = tmp_path_factory.mktemp("jpeg") / "a.jpg"
+    path.write_bytes(data + tail)
+
+    def told(fast: bool) -> tuple[str, bytes]:
+        with pytest.MonkeyPatch.context() as patch:
+            if not fast:
+                patch.setattr(images, "_plain_jpeg", lambda _data, _size: None)
+            try:
+                image = decode_image(path, max_pixels=10_000)
+            except ImageError as error:
+                return f"{type(error).__name__}: {error}", b""
+            return f"{image.pixels.shape} {image.notes}", image.pixels.tobytes()
+
+    assert told(fast=True) == told(fast=False)
+
+
+def test_an_ordinary_jpeg_takes_the_fast_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=90)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg"))
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert (decode_image(tmp_path / "a.jpg", max_pixels=10_000).pixels == expected).all()
+
+
 def test_jpeg_gives_the_pixels_that_pillow_gives(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(RGB).save(path)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.model import Norm, UNet
+from bcseg_batch.segment.model import Norm, UNet, fold_normalisation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,3 +129,25 @@ def test_the_far_skip_reaches_the_output() -> None:
         difference = (model(x) - model(changed)).abs()[0, 0]
     assert difference[10, 20] > 0
     assert difference[10, 20] > 10 * difference[28:, :4].max()
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_folding_keeps_the_answer_and_the_network(norm: Norm) -> None:
+    torch.manual_seed(3)
+    model = UNet(out_channels=2, width=4, depth=2, norm=norm)
+    with torch.no_grad():  # running statistics and scales as a training leaves them
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+                module.running_mean.uniform_(-1, 1)
+                module.running_var.uniform_(0.5, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.rand(2, 3, 32, 32)
+    folded = fold_normalisation(model)
+    with torch.inference_mode():
+        expected = model.eval()(images)
+        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)

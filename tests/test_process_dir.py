@@ -368,7 +368,7 @@ def stopped_run(source: Path, output: Path, after: int) -> Summary:
     return process_dir(
         source,
         output,
-        predictor=BrightIsCell(),
+        predictors=[BrightIsCell()],
         options=OPTIONS,
         rules=IgnoreRules(SUFFIXES),
         recursive=True,
@@ -557,7 +557,7 @@ def test_progress_hears_of_every_input_once(source: Path, output: Path) -> None:
     process_dir(
         source,
         output,
-        predictor=BrightIsCell(),
+        predictors=[BrightIsCell()],
         options=OPTIONS,
         rules=IgnoreRules(SUFFIXES),
         recursive=True,

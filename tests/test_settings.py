@@ -30,6 +30,7 @@ EXAMPLE = Path(__file__).parents[1] / "settings.example.toml"
 VALUES: dict[str, tuple[Any, Any, Any]] = {
     "model.file": ("/models/a.safetensors", "/models/b.safetensors", "/models/c.pth"),
     "model.device": ("cpu", "cuda:1", "mps"),
+    "model.devices": (["cpu"], ["cuda:0", "cuda:1"], ["mps"]),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.threshold": (0.25, 0.5, 0.75),
     "processing.batch_size": (1, 16, 256),

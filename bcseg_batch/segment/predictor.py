@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import re
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from torch import nn
 
 from bcseg_batch.errors import DeviceError, SettingsError
+from bcseg_batch.segment.model import fold_normalisation
 from bcseg_batch.segment.postprocess import probability
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,32 +111,85 @@ def _auto_dtype(kind: str) -> tuple[str, str]:
     return "float32", "the processor has no bfloat16 instructions"
 
 
+class Cores:
+    """Splits the processor's cores among the networks that run on it at the moment.
+
+    Two networks of one thread each finish a tenth earlier than one of two threads, which wait for
+    one another at every layer, all the more where decoding takes a core from one of them. A network
+    that runs alone takes all.
+
+    Args:
+        count: cores that this process may use; None asks the system.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count or available_cores()
+        self._running = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[int]:
+        """Run a network meanwhile.
+
+        Yields:
+            How many threads it should take.
+        """
+        with self._lock:
+            self._running += 1
+            threads = max(1, self._count // self._running)
+        try:
+            yield threads
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def available_cores() -> int:
+    """Count the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
 class Predictor:
     """Holds a network on its device; one caller at a time.
 
     Args:
-        model: a network that maps (N, 3, S, S) to logits (N, C, S, S).
+        model: a network that maps (N, 3, S, S) to logits (N, C, S, S). Batch normalisation is
+            folded into its convolutions.
         placement: from `choose_placement`.
         input_size_px: S, the side of the network's square input.
+        cores: shared with the other predictors on the processor.
 
     Raises:
         DeviceError: the device refuses the network.
     """
 
-    def __init__(self, model: nn.Module, placement: Placement, input_size_px: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        placement: Placement,
+        input_size_px: int,
+        cores: Cores | None = None,
+    ) -> None:
         self.placement = placement
         self.input_size_px = input_size_px
+        self._cores = cores or Cores()
         self._device = torch.device(placement.device)
         self._dtype = _DTYPES[placement.dtype]
         if placement.dtype == "float32" and self._device.type == "cuda":
             # cuDNN would compute in TF32, of 10 bits, and call it float32.
             torch.backends.cudnn.allow_tf32 = False
         try:
-            self._model = model.eval().to(self._device, self._dtype)
+            self._model = fold_normalisation(model).to(self._device, self._dtype)
             # By name: the overload that takes a memory format takes nothing else in torch's types.
             self._model = self._model.to(memory_format=torch.channels_last)
         except RuntimeError as error:
             raise DeviceError(f"{placement.device} refuses the network: {error}") from error
+
+    def twin(self) -> Predictor:
+        """Give a second predictor of the same weights, for a second thread."""
+        return copy.copy(self)
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the network once.
@@ -148,11 +206,9 @@ class Predictor:
         """
         try:
             with torch.inference_mode():
-                tensor = torch.from_numpy(batch).to(
-                    device=self._device, dtype=self._dtype, memory_format=torch.channels_last
-                )
-                logits: torch.Tensor = self._model(tensor)
-                return logits.float().contiguous().cpu().numpy()
+                if self._device.type == "cpu":
+                    return self._one_by_one(batch)
+                return self._run(batch)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(
@@ -166,6 +222,25 @@ class Predictor:
             if self._device.type == "cuda" and "CUDA error" in str(error):
                 raise DeviceError(f"{self.placement.device} is lost: {error}") from error
             raise
+
+    def _one_by_one(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Run a processor's batch image by image.
+
+        It is as fast as the whole in a part of the memory, and the cores are split anew at each.
+        """
+        logits = []
+        for image in np.split(batch, len(batch)):
+            with self._cores.share() as threads:
+                torch.set_num_threads(threads)
+                logits.append(self._run(image))
+        return np.concatenate(logits)
+
+    def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        tensor = torch.from_numpy(batch).to(
+            device=self._device, dtype=self._dtype, memory_format=torch.channels_last
+        )
+        logits: torch.Tensor = self._model(tensor)
+        return logits.float().contiguous().cpu().numpy()
 
 
 def open_predictor(
@@ -187,12 +262,10 @@ def open_predictor(
         DeviceError: the device refuses the network.
     """
     placement = choose_placement(device, dtype)
-    predictor = Predictor(copy.deepcopy(model), placement, input_size_px)
+    predictor = Predictor(model, placement, input_size_px)
     if dtype != "auto" or placement.dtype == "float32":
         return predictor
-    exact = Predictor(
-        copy.deepcopy(model), Placement(placement.device, "float32", "to compare"), input_size_px
-    )
+    exact = Predictor(model, Placement(placement.device, "float32", "to compare"), input_size_px)
     shift = probability_shift(exact, predictor)
     if shift <= _MAX_PROBABILITY_SHIFT:
         return predictor
@@ -201,6 +274,37 @@ def open_predictor(
     )
     exact.placement = Placement(placement.device, "float32", reason)
     return exact
+
+
+def open_predictors(
+    model: nn.Module, input_size_px: int, *, devices: Sequence[str] = ("auto",), dtype: str = "auto"
+) -> list[Predictor]:
+    """Place a network on one device or several, ready to be run by a thread each.
+
+    On a processor of several cores two predictors share the cores and the weights; see `Cores`.
+
+    Args:
+        model: as for `open_predictor`.
+        input_size_px: S.
+        devices: as for `open_predictor`, each once.
+        dtype: as for `open_predictor`.
+
+    Raises:
+        SettingsError: a device is not there, or is named twice.
+        DeviceError: a device refuses the network.
+    """
+    predictors: list[Predictor] = []
+    for device in devices:
+        predictor = open_predictor(model, input_size_px, device=device, dtype=dtype)
+        if any(predictor.placement.device == other.placement.device for other in predictors):
+            raise SettingsError(
+                f"model.devices names {predictor.placement.device} more than once: name each "
+                "device once"
+            )
+        predictors.append(predictor)
+        if predictor.placement.device == "cpu" and available_cores() > 1:
+            predictors.append(predictor.twin())
+    return predictors
 
 
 def probability_shift(exact: Predictor, other: Predictor) -> float:

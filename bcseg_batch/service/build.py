@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import bcseg_batch.weights
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.errors import SettingsError
 from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint
-from bcseg_batch.segment.predictor import Predictor, open_predictor
-from bcseg_batch.service.pipeline import PipelineOptions, default_workers
+from bcseg_batch.segment.predictor import Placement, available_cores, open_predictors
+from bcseg_batch.service.lanes import BatchPredictor
+from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.settings import Settings, shaping_settings
 
 SHIPPED_MODEL = Path(bcseg_batch.weights.__file__).with_name("default.safetensors")
@@ -23,18 +26,23 @@ class Engine:
     """What a run needs, whoever feeds it.
 
     Attributes:
-        predictor: holds the network on its device.
+        predictors: hold the network on its devices; each may be run by a thread of its own.
         options: of the pipeline.
         spec: what the model says of itself.
         model_name: name of the model file.
         description: one sentence for the log: model, device and precision, with the reasons.
     """
 
-    predictor: Predictor
+    predictors: Sequence[BatchPredictor]
     options: PipelineOptions
     spec: ModelSpec
     model_name: str
     description: str
+
+    @property
+    def placement(self) -> Placement:
+        """Where the network runs; the first of several devices."""
+        return self.predictors[0].placement
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -55,17 +63,19 @@ def build_engine(settings: Settings) -> Engine:
     keep_freed_memory()
     checkpoint = load_checkpoint(settings.model.file or SHIPPED_MODEL)
     spec = checkpoint.spec
-    predictor = open_predictor(
+    predictors = open_predictors(
         checkpoint.model,
         spec.input_size_px,
-        device=settings.model.device,
+        devices=settings.model.devices or (settings.model.device,),
         dtype=settings.model.dtype,
     )
+    devices = {predictor.placement.device: predictor.placement for predictor in predictors}
     shaping = json.dumps(shaping_settings(settings), sort_keys=True)
     options = PipelineOptions(
         threshold=spec.threshold if settings.model.threshold is None else settings.model.threshold,
-        batch_size=settings.processing.batch_size,
-        workers=settings.processing.workers or default_workers(),
+        # The predictors of one device share a batch.
+        batch_size=math.ceil(settings.processing.batch_size * len(devices) / len(predictors)),
+        workers=settings.processing.workers or available_cores(),
         max_wait_s=settings.service.max_wait_s,
         max_pixels=settings.images.max_pixels,
         page=settings.images.page,
@@ -84,6 +94,6 @@ def build_engine(settings: Settings) -> Engine:
     )
     description = (
         f"model {checkpoint.path.name} ({checkpoint.sha256[:12]}), width {spec.width}, "
-        f"on {predictor.placement.reason}"
+        f"on {', '.join(placement.reason for placement in devices.values())}"
     )
-    return Engine(predictor, options, spec, checkpoint.path.name, description)
+    return Engine(predictors, options, spec, checkpoint.path.name, description)

@@ -235,7 +235,7 @@ class Daemon:
         try:
             self._settle_accounts()
             pipeline = Pipeline(
-                self._engine.predictor,
+                self._engine.predictors,
                 self._outputs,
                 self._ledger,
                 # One that is tried alone need not wait for company.
@@ -582,7 +582,7 @@ class Daemon:
             self._settings, self._engine = settings, engine
             self._intake.stop()
             self._intake = self._make_intake()
-            placement = engine.predictor.placement
+            placement = engine.placement
             self._metrics.describe(engine.model_name, engine.options.model_sha256, placement.device)
             logger.info("reloaded: {}", engine.description)
         self._notifier.ready()
@@ -696,7 +696,7 @@ class Daemon:
 
     def _write_status(self) -> None:
         choice = self._intake.choice
-        placement = self._engine.predictor.placement
+        placement = self._engine.placement
         write_status(
             self._folders.state,
             DaemonStatus(
@@ -768,7 +768,7 @@ class Daemon:
             metrics.port,
             model=self._engine.model_name,
             model_sha256=self._engine.options.model_sha256,
-            device=self._engine.predictor.placement.device,
+            device=self._engine.placement.device,
             stale_after_s=self._settings.service.stall_timeout_s,
         )
 

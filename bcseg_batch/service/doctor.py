@@ -175,7 +175,7 @@ def _end_to_end(engine: Engine) -> Finding:
         file = InputFile(source, source.name, facts.st_size, facts.st_mtime_ns)
         try:
             with OutputFolder(Path(name, "out")) as outputs:
-                pipeline = Pipeline(engine.predictor, outputs, OutputNames(), engine.options)
+                pipeline = Pipeline(engine.predictors, outputs, OutputNames(), engine.options)
                 (outcome,) = pipeline.process([file])
         except BcsegError as error:
             return Finding(Verdict.FAILURE, subject, str(error))

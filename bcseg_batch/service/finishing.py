@@ -122,7 +122,6 @@ class Prepared:
         raster: its pixels, in memory or read by windows.
         pixel_size_um: side of a pixel, where it is known.
         thumbnail: uint8 (S, S, 3), stretched to the network's input.
-        tensor: float32 (3, S, S) in [0, 1], the same.
     """
 
     file: InputFile
@@ -132,7 +131,6 @@ class Prepared:
     raster: Raster
     pixel_size_um: float | None
     thumbnail: npt.NDArray[np.uint8]
-    tensor: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

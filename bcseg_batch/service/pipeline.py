@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from bcseg_batch.errors import (
     OutputError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.predictor import OutOfMemoryError, Placement
+from bcseg_batch.segment.predictor import Placement
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
@@ -35,23 +36,12 @@ from bcseg_batch.service.finishing import (
     Source,
     Undersized,
 )
+from bcseg_batch.service.lanes import BatchPredictor, Lane, Lanes, SmallerBatch
 from bcseg_batch.service.room import NoRoom, Room
 from bcseg_batch.store.images import declared_pixels, decode_image
 from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.pixel_size import pixel_size_um
 from bcseg_batch.store.raster import TiffRaster, open_raster
-
-
-class BatchPredictor(Protocol):
-    """What the pipeline asks of a predictor; `segment.predictor.Predictor` is one."""
-
-    placement: Placement
-    input_size_px: int
-
-    def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Map float32 (N, 3, S, S) in [0, 1] to float32 logits (N, C, S, S)."""
-        ...
-
 
 Observe = Callable[[str, float, int], None]
 
@@ -68,6 +58,21 @@ class Names(Protocol):
 # while it waits and some 20 while its outputs are made.
 _ROOM_PIXELS = 150_000_000
 _CPU_TILES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """An image that has been through the network.
+
+    Attributes:
+        item: the image.
+        logits: float32 (C, S, S).
+        placement: where the network ran.
+    """
+
+    item: Prepared
+    logits: npt.NDArray[np.float32]
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +102,7 @@ class Pipeline:
     """Decodes, predicts and writes, each image at its own pace, the network never waiting long.
 
     Args:
-        predictor: runs the network; called from the thread that iterates, and from no other.
+        predictors: run the network, each in a thread of its own; they share the batches.
         outputs: where masks and composites go.
         names: which input owns which output name.
         options: the rest.
@@ -111,7 +116,7 @@ class Pipeline:
 
     def __init__(
         self,
-        predictor: BatchPredictor,
+        predictors: Sequence[BatchPredictor],
         outputs: OutputFolder,
         names: Names,
         options: PipelineOptions,
@@ -123,14 +128,17 @@ class Pipeline:
         self._observe = observe
         self.expects_company = expects_company
         self._alive = alive
-        self._batches = 0
-        self._predictor = predictor
+        self._batches = itertools.count(1)
+        self._input_size_px = predictors[0].input_size_px
+        # A processor gains nothing by many tiles at once, which lie in memory beside the batch.
+        is_cpu = predictors[0].placement.device == "cpu"
+        self._tile_batch = min(options.batch_size, _CPU_TILES) if is_cpu else options.batch_size
+        self.lanes = Lanes(predictors, options.batch_size)
         self.names = names
         self.options = options
-        self._finisher = Finisher(outputs, options, predictor.placement)
+        self._finisher = Finisher(outputs, options, predictors[0].placement)
         self.room = Room(options.room_pixels)
         self._rasters: dict[str, TiffRaster] = {}
-        self._safe_batch_size = options.batch_size
         # The workers are the parallelism; threads of OpenCV's own would only get in their way.
         cv2.setNumThreads(1)
 
@@ -157,8 +165,9 @@ class Pipeline:
                 while flow.busy:
                     flow.take_in()
                     # The network's turn comes first: decoding is waited for only where it is idle.
+                    yield from flow.hand_on()
                     yield from flow.collect()
-                    yield from flow.predict()
+                    flow.predict()
                     yield from flow.give_out()
                     flow.rest()
             except (OutputError, DeviceError):
@@ -174,7 +183,7 @@ class Pipeline:
             ImageError: this image cannot be used.
         """
         started_s = time.monotonic()
-        options, size_px = self.options, self._predictor.input_size_px
+        options, size_px = self.options, self._input_size_px
         pixels = declared_pixels(file.path, page=options.page)
         source: Source
         raster: Raster
@@ -201,7 +210,6 @@ class Pipeline:
             raster,
             options.pixel_size_um or pixel_size_um(file.path),
             thumbnail,
-            to_network_input(thumbnail),
         )
         self._note("decode", started_s, image=file.image)
         return prepared
@@ -217,39 +225,42 @@ class Pipeline:
         for image in list(self._rasters):
             self.let_go(image)
 
-    def predict(
-        self, items: list[Prepared]
-    ) -> Iterator[Outcome | tuple[Prepared, npt.NDArray[np.float32]]]:
-        """Run the network; where a batch fails, find the image that makes it fail."""
-        position = 0
-        while position < len(items):
-            part = items[position : position + self._safe_batch_size]
+    def predict(self, items: list[Prepared], lane: Lane) -> list[Outcome | Predicted]:
+        """Run the network; where a batch fails, find the image that makes it fail.
+
+        Raises:
+            DeviceError: the lane's device is lost, or too small for one image.
+        """
+        results: list[Outcome | Predicted] = []
+        while len(results) < len(items):
+            part = items[len(results) : len(results) + lane.batch_size]
             started_s = time.monotonic()
             try:
-                logits = self._predictor.predict(np.stack([item.tensor for item in part]))
-            except OutOfMemoryError:
-                self._halve_batch(len(part))
+                tensors = np.stack([to_network_input(item.thumbnail) for item in part])
+                logits = lane.predict(tensors)
+            except SmallerBatch:
                 continue
             except DeviceError:
                 raise
             except Exception as error:  # noqa: BLE001 - one image must not cost its neighbours
                 if len(part) == 1:
-                    yield self.failure(part[0].file, error)
-                else:
-                    logger.warning(
-                        "a batch of {} failed ({!r}): trying its images one by one",
-                        len(part),
-                        error,
-                    )
-                    for item in part:
-                        yield from self.predict([item])
+                    results.append(self.failure(part[0].file, error))
+                    continue
+                logger.warning(
+                    "a batch of {} failed ({!r}): trying its images one by one", len(part), error
+                )
+                for item in part:
+                    results += self.predict([item], lane)
             else:
-                self._batches += 1
-                self._note("network", started_s, images=len(part))
-                yield from zip(part, logits, strict=True)
-            position += len(part)
+                batch = next(self._batches)
+                self._note("network", started_s, images=len(part), batch=batch)
+                results += (
+                    Predicted(item, own, lane.placement)
+                    for item, own in zip(part, logits, strict=True)
+                )
+        return results
 
-    def finish(self, item: Prepared, logits: npt.NDArray[np.float32]) -> Outcome | Undersized:
+    def finish(self, predicted: Predicted) -> Outcome | Undersized:
         """Make the outputs of an image and write them; runs in a worker.
 
         Raises:
@@ -257,12 +268,15 @@ class Pipeline:
             ImageError: this image's outputs cannot be made.
         """
         started_s = time.monotonic()
-        result = self._finisher.finish(item, logits)
+        item, placement = predicted.item, predicted.placement
+        result = self._finisher.finish(item, predicted.logits)
         self._note("write", started_s, image=item.file.image)
+        if isinstance(result, Outcome):
+            return replace(result, device=placement.device, dtype=placement.dtype)
         return result
 
     def finish_in_tiles(self, first: Undersized) -> Outcome:
-        """Find the scale that an image needs, and take it in tiles; runs where the network does.
+        """Find the scale that an image needs, and take it in tiles; in the thread that iterates.
 
         Raises:
             OutputError: nothing can be written.
@@ -271,10 +285,7 @@ class Pipeline:
         """
         item, options = first.item, self.options
         started_s = time.monotonic()
-        size_px = self._predictor.input_size_px
-        # A row of tiles lies in memory beside the batch, and on a processor more gain nothing.
-        is_cpu = self._predictor.placement.device == "cpu"
-        batch_size = min(options.batch_size, _CPU_TILES) if is_cpu else options.batch_size
+        size_px, batch_size = self._input_size_px, self._tile_batch
         scale = choose_scale(
             item.raster,
             first.diameter_px,
@@ -307,39 +318,33 @@ class Pipeline:
 
     def _predict_tiles(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the network on tiles, as many at once as the device has memory for."""
-        while True:
-            size = self._safe_batch_size
-            parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-            try:
-                return np.concatenate([self._predictor.predict(part) for part in parts])
-            except OutOfMemoryError:
-                self._halve_batch(min(size, len(batch)))
 
-    def _halve_batch(self, size: int) -> None:
-        """Go on with smaller batches after the device had no memory.
+        def predict(lane: Lane) -> npt.NDArray[np.float32]:
+            while True:
+                size = lane.batch_size
+                parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+                try:
+                    return np.concatenate([lane.predict(part) for part in parts])
+                except SmallerBatch:
+                    continue
 
-        Raises:
-            OutOfMemoryError: the one that is handled, where it was for a single image.
-        """
-        if size == 1:
-            raise  # noqa: PLE0704 - called where one is handled
-        self._safe_batch_size = size // 2
-        logger.warning(
-            "{} has no memory for a batch of {}: going on with {}",
-            self._predictor.placement.device,
-            size,
-            self._safe_batch_size,
-        )
+        return self.lanes.submit(predict).result()
 
     def _note(
-        self, stage: str, started_s: float, *, image: str | None = None, images: int = 1
+        self,
+        stage: str,
+        started_s: float,
+        *,
+        image: str | None = None,
+        images: int = 1,
+        batch: int | None = None,
     ) -> None:
         """Tell figures and log how long a stage took."""
         seconds = time.monotonic() - started_s
         self._observe(stage, seconds, images)
-        logger.bind(
-            stage=stage, image=image, batch=self._batches or None, ms=round(1000 * seconds)
-        ).debug("{} of {} in {:.3f} s", stage, repr(image) if image else images, seconds)
+        logger.bind(stage=stage, image=image, batch=batch, ms=round(1000 * seconds)).debug(
+            "{} of {} in {:.3f} s", stage, repr(image) if image else images, seconds
+        )
 
     def failure(self, file: InputFile, error: Exception) -> Outcome:
         """Turn whatever went wrong with one image into its outcome."""
@@ -379,14 +384,18 @@ class _TileProgress:
 class _Flow:
     """What is where between the feed and the outcomes, during one `Pipeline.process`.
 
-    Three queues, each bounded: images being decoded, decoded ones that wait for the network, and
-    those being written. Only the thread that iterates touches them; workers see single images.
+    Four queues, each bounded: images being decoded, decoded ones that wait for the network, those
+    that are with it, and those being written. Only the thread that iterates touches them; workers
+    see single images, and the network batches.
     """
 
     def __init__(self, pipeline: Pipeline, files: Iterable[InputFile | None]) -> None:
         options = pipeline.options
         self._pipeline = pipeline
         self._window = 2 * options.batch_size
+        # Behind the door of the network: a batch for each predictor, and one that is next or is
+        # being written.
+        self._window_behind = (len(pipeline.lanes) + 1) * options.batch_size
         self._source = iter(files)
         self._open = True
         self._ticked = False
@@ -394,27 +403,35 @@ class _Flow:
         self._waiting: Batcher[Prepared] = Batcher(
             options.batch_size, options.max_wait_s, clock=time.monotonic
         )
+        self._predicting: list[tuple[int, Future[list[Outcome | Predicted]]]] = []
         self._finishing: deque[tuple[InputFile, Future[Outcome | Undersized]]] = deque()
         # Decoding was put off until there is room: taken up again before anything new.
         self._put_off: deque[tuple[InputFile, str, int]] = deque()
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="bcseg-worker")
 
     def __enter__(self) -> _Flow:
+        self._pipeline.lanes.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pipeline.lanes.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._pipeline.let_all_go()
 
     @property
     def busy(self) -> bool:
         """Whether anything is under way or may still come."""
-        return self._open or self._has_more or bool(len(self._waiting) or self._finishing)
+        return bool(self._open or self._has_more or len(self._waiting) or self._behind)
 
     @property
     def _has_more(self) -> bool:
         """Whether images that were taken in have still to come to the network's door."""
         return bool(self._preparing or self._put_off)
+
+    @property
+    def _behind(self) -> int:
+        """How many images the network has taken, and are not through."""
+        return sum(count for count, _ in self._predicting) + len(self._finishing)
 
     def take_in(self) -> None:
         """Draw files from the feed while there is room, or until it ticks or ends."""
@@ -445,7 +462,7 @@ class _Flow:
         """Bring decoded images to the network's door; give out those that failed."""
         while self._preparing and not self._waiting.full:
             file, name, prepared = self._preparing[0]
-            if not prepared.done() and (self._ticked or self._finishing):
+            if not prepared.done() and (self._ticked or self._behind):
                 return
             self._preparing.popleft()
             try:
@@ -464,28 +481,37 @@ class _Flow:
         is_all = not self._has_more and len(self._waiting) > 0
         return self._waiting.due or (is_all and not self._pipeline.expects_company())
 
-    def predict(self) -> Iterator[Outcome]:
-        """Run the network on a batch, where one is due, and have the results written."""
+    def predict(self) -> None:
+        """Give the network a batch, where one is due and it is not behind."""
         last = not self._open and not self._has_more and len(self._waiting) > 0
         # The next one will come in only when these are through.
         alone = bool(self._put_off) and not self._preparing and len(self._waiting) > 0
         # Without a tick more files are at hand, and a batch need not go before it is full.
         if not (self._waiting.full or last or alone or (self._ticked and self._is_due)):
             return
-        for result in self._pipeline.predict(self._waiting.take()):
-            if isinstance(result, Outcome):
-                yield self._through(result)
-            else:
-                item, logits = result
-                future = self._pool.submit(self._pipeline.finish, item, logits)
-                self._finishing.append((item.file, future))
+        size = min(len(self._waiting), self._pipeline.options.batch_size)
+        if self._behind and self._behind + size > self._window_behind:
+            return
+        items = self._waiting.take()
+        predict = functools.partial(self._pipeline.predict, items)
+        self._predicting.append((len(items), self._pipeline.lanes.submit(predict)))
+
+    def hand_on(self) -> Iterator[Outcome]:
+        """Have written what the network is through with, whichever device was first."""
+        for batch in [batch for batch in self._predicting if batch[1].done()]:
+            self._predicting.remove(batch)
+            for result in batch[1].result():
+                if isinstance(result, Outcome):
+                    yield self._through(result)
+                else:
+                    future = self._pool.submit(self._pipeline.finish, result)
+                    self._finishing.append((result.item.file, future))
 
     def give_out(self) -> Iterator[Outcome]:
-        """Give out what is written; wait for it only where nothing else is left to do."""
+        """Give out what is written."""
         while self._finishing:
             file, finished = self._finishing[0]
-            last = not (self._open or self._preparing or len(self._waiting))
-            if not (finished.done() or last or len(self._finishing) > self._window):
+            if not finished.done():
                 return
             self._finishing.popleft()
             try:
@@ -500,6 +526,11 @@ class _Flow:
 
     def rescue(self) -> Iterator[Outcome]:
         """Give out what is finished after the network or the disk has failed."""
+        wait([predicted for _, predicted in self._predicting])
+        while self._predicting:
+            # Of several batches that failed each says so, and the first one's error is under way.
+            with contextlib.suppress(Exception):
+                yield from self.hand_on()
         while self._finishing:
             _, finished = self._finishing.popleft()
             try:
@@ -511,16 +542,13 @@ class _Flow:
                 yield self._through(result)
 
     def rest(self) -> None:
-        """Wait for a worker where there is nothing to do until one is through."""
-        is_at_rest = self._has_more and self._finishing and not self._waiting.full
-        if is_at_rest and not self._ticked:
-            either: list[Future[Any]] = [self._finishing[0][1]]
-            either += [prepared for _, _, prepared in itertools.islice(self._preparing, 1)]
-            wait(either, return_when=FIRST_COMPLETED)
-
-
-def default_workers() -> int:
-    """Give one worker for each processor this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+        """Wait where there is nothing to do until something is through."""
+        if self._ticked or not self.busy:
+            return
+        under_way: list[Future[Any]] = [finished for _, finished in self._finishing][:1]
+        under_way += [predicted for _, predicted in self._predicting]
+        # A full door takes nothing in: what is decoded behind it is no news.
+        if not self._waiting.full:
+            under_way += [prepared for _, _, prepared in itertools.islice(self._preparing, 1)]
+        if under_way:
+            wait(under_way, return_when=FIRST_COMPLETED)

