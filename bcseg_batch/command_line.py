@@ -51,6 +51,8 @@ def new_app(name: str, about: str) -> typer.Typer:
         cls=_Commands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        # Boxes and colours would take a third of the time until the help is there.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

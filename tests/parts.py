@@ -19,9 +19,9 @@ from PIL import Image
 
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import InputFile, Outcome
-from bcseg_batch.segment.checkpoint import ModelSpec
 from bcseg_batch.segment.model import UNet
-from bcseg_batch.segment.predictor import Placement
+from bcseg_batch.segment.placement import Placement
+from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.service.process_dir import Summary, process_dir

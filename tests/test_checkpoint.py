@@ -17,18 +17,14 @@ from safetensors.torch import load_file, save_file
 from test_model import original_state
 
 from bcseg_batch.errors import CheckpointError, OutputError
-from bcseg_batch.segment.checkpoint import (
-    ModelSpec,
-    load_checkpoint,
-    read_spec_json,
-    save_checkpoint,
-)
+from bcseg_batch.segment.checkpoint import load_checkpoint, read_spec_json, save_checkpoint
 from bcseg_batch.segment.model import UNet
+from bcseg_batch.segment.spec import ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bcseg_batch.segment.model import Norm
+    from bcseg_batch.segment.spec import Norm
 
 SPEC = ModelSpec(
     width=4,

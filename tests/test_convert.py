@@ -9,7 +9,8 @@ import torch
 from test_model import original_forward, original_state
 
 from bcseg_batch.errors import CheckpointError, OutputError, UsageError
-from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
+from bcseg_batch.segment.checkpoint import load_checkpoint, save_checkpoint
+from bcseg_batch.segment.spec import ModelSpec
 from bcseg_training.convert import convert
 
 if TYPE_CHECKING:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from bcseg_batch.errors import CheckpointError, OutputError, UsageError
 from bcseg_batch.segment.cells import Cells
-from bcseg_batch.segment.checkpoint import Checkpoint, ModelSpec, save_checkpoint
-from bcseg_batch.segment.predictor import Placement, Predictor
+from bcseg_batch.segment.checkpoint import Checkpoint, save_checkpoint
+from bcseg_batch.segment.placement import Placement
+from bcseg_batch.segment.predictor import Predictor
+from bcseg_batch.segment.spec import ModelSpec
 from bcseg_training.dataset import usable_pairs
 from bcseg_training.evaluate import (
     Item,

@@ -17,13 +17,8 @@ from test_pipeline import Logits, smears, workers_alive
 
 from bcseg_batch.errors import DeviceError
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.predictor import (
-    Cores,
-    OutOfMemoryError,
-    Placement,
-    Predictor,
-    open_predictors,
-)
+from bcseg_batch.segment.placement import Cores, OutOfMemoryError, Placement
+from bcseg_batch.segment.predictor import Predictor, open_predictors
 from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import Pipeline
 from bcseg_batch.store.names import OutputNames

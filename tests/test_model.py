@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.model import Norm, UNet, fold_normalisation
+from bcseg_batch.segment.model import UNet, fold_normalisation
+from bcseg_batch.segment.spec import Norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

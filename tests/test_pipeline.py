@@ -21,10 +21,12 @@ from PIL import Image
 
 from bcseg_batch.errors import DeviceError, OutputError
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.predictor import OutOfMemoryError, Predictor
+from bcseg_batch.segment.placement import OutOfMemoryError
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import Interrupted, Pipeline, PipelineOptions
+from bcseg_batch.store import outputs as store_outputs
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
 
@@ -676,3 +678,31 @@ def test_the_real_network_gives_the_mask_of_a_plain_forward_pass(
     with Image.open(outputs.root / str(outcome.mask)) as mask:
         np.testing.assert_array_equal(np.asarray(mask), expected)
     assert 0.2 < (outcome.foreground_fraction or 0) < 0.8
+
+
+def test_the_names_of_an_outcome_s_files_are_on_disk_when_it_is_given_out(
+    source: Path, outputs: OutputFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Path]] = []
+    replace_file, sync_folder = Path.replace, store_outputs.sync_folder
+
+    def renamed(part: Path, path: Path) -> Path:
+        result = replace_file(part, path)
+        done.append(("named", path))
+        return result
+
+    def synced(folder: Path) -> None:
+        before = len(done)
+        sync_folder(folder)
+        # Counts for what was named before it began.
+        done.insert(before, ("synced", folder))
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(store_outputs, "sync_folder", synced)
+    count = 0
+    for outcome in pipeline(outputs, workers=4).process(smears(source, 25)):
+        count += 1
+        for relative in outcome.outputs:
+            path = outputs.root / relative
+            assert ("synced", path.parent) in done[done.index(("named", path)) :]
+    assert count == 25

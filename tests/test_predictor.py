@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from bcseg_batch.errors import DeviceError, SettingsError
 from bcseg_batch.segment.model import UNet
+from bcseg_batch.segment.placement import OutOfMemoryError, Placement
 from bcseg_batch.segment.predictor import (
-    OutOfMemoryError,
-    Placement,
     Predictor,
     choose_placement,
     open_predictor,

@@ -13,81 +13,18 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from bcseg_batch.errors import CheckpointError, OutputError
-from bcseg_batch.segment.model import Norm, UNet
-from bcseg_batch.segment.quality import TrainingStatistics
-from bcseg_batch.version import __version__
-
-# The header key under which the description lies, as one JSON text.
-_HEADER_KEY = "bcseg"
-
-
-class ModelSpec(BaseModel):
-    """Everything needed to build the network and to feed it as it was trained.
-
-    Attributes:
-        architecture: always `unet`.
-        in_channels: channels of the input.
-        out_channels: channels of the logits.
-        width: channels of the first encoder step.
-        depth: encoder steps.
-        norm: normalisation after each 3x3 convolution.
-        input_size_px: side of the square input, a multiple of 2 ** depth.
-        pixel_scaling: always `0..1`: 8-bit values divided by 255.
-        threshold: probability above which a pixel is a cell, in (0, 1).
-        class_names: one name for each logit channel.
-        training_data: what it was trained on, in words.
-        training_statistics: how the training images look, where that was measured.
-        metrics: what was measured on data that was not trained on.
-        created: ISO 8601 date of making.
-        package_version: of the package that wrote the file.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architecture: str = Field(default="unet", pattern="^unet$")
-    in_channels: int = Field(default=3, ge=3, le=3)
-    out_channels: int = Field(default=1, ge=1, le=16)
-    width: int = Field(default=64, ge=1, le=512)
-    depth: int = Field(default=4, ge=1, le=6)
-    norm: Norm = "none"
-    input_size_px: int = Field(default=512, ge=64, le=4096)
-    pixel_scaling: str = Field(default="0..1", pattern=r"^0\.\.1$")
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    class_names: tuple[str, ...] = ("cell",)
-    training_data: str = ""
-    training_statistics: TrainingStatistics | None = None
-    metrics: dict[str, float] = {}
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    package_version: str = __version__
-
-    @model_validator(mode="after")
-    def _must_fit_together(self) -> Self:
-        if self.input_size_px % 2**self.depth:
-            raise ValueError(
-                f"input_size_px is {self.input_size_px}, which {self.depth} encoder steps cannot "
-                f"halve: it has to be a multiple of {2**self.depth}"
-            )
-        if len(self.class_names) != self.out_channels:
-            raise ValueError(
-                f"class_names has {len(self.class_names)} names for {self.out_channels} output "
-                "channels"
-            )
-        return self
-
-    def build(self) -> UNet:
-        """Make the network this describes, with fresh weights."""
-        return UNet(self.in_channels, self.out_channels, self.width, self.depth, self.norm)
+from bcseg_batch.segment.model import UNet
+from bcseg_batch.segment.spec import HEADER_KEY, ModelSpec, damaged, problems_of, read_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +91,7 @@ def save_checkpoint(path: Path, model: UNet, spec: ModelSpec) -> None:
         torch.save(_to_original_keys(weights, spec), buffer)
         data = buffer.getvalue()
     else:
-        data = save(weights, metadata={_HEADER_KEY: spec.model_dump_json()})
+        data = save(weights, metadata={HEADER_KEY: spec.model_dump_json()})
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -174,31 +111,10 @@ def save_checkpoint(path: Path, model: UNet, spec: ModelSpec) -> None:
 def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"model file {path} is damaged or is not safetensors ({error}): copy it again"
-        ) from error
-    if _HEADER_KEY not in header:
-        raise CheckpointError(
-            f"model file {path} has no bcseg description in its header: it was not written by "
-            "bcseg-train"
-        )
-    try:
-        spec = ModelSpec.model_validate_json(header[_HEADER_KEY])
-    except ValidationError as error:
-        raise CheckpointError(
-            f"model file {path} describes itself wrongly: {_problems(error)}"
-        ) from error
-    return spec, weights
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
-        for item in error.errors()
-    )
+        raise damaged(path, error) from error
+    return read_spec(path), weights
 
 
 def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -248,7 +164,7 @@ def _read_original(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     except ValidationError as error:
         raise CheckpointError(
             f"model file {path} has the layout of the original's checkpoint.pth in a size that is "
-            f"not supported: {_problems(error)}"
+            f"not supported: {problems_of(error)}"
         ) from error
     keys = _original_keys(spec.depth)
     # By the file's own names: ours would mean nothing to its owner.
@@ -359,5 +275,4 @@ def read_spec_json(path: Path) -> str:
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    spec, _ = _read_safetensors(path)
-    return json.dumps(spec.model_dump(mode="json"), indent=2)
+    return json.dumps(read_spec(path).model_dump(mode="json"), indent=2)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-Norm = Literal["none", "batch", "group"]
+from bcseg_batch.segment.spec import Norm
 
 
 def _norm_layer(norm: Norm, channels: int) -> nn.Module:

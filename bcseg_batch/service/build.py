@@ -12,8 +12,10 @@ from pathlib import Path
 import bcseg_batch.weights
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.errors import SettingsError
-from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint
-from bcseg_batch.segment.predictor import Placement, available_cores, open_predictors
+from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.placement import Placement, available_cores
+from bcseg_batch.segment.predictor import open_predictors
+from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.settings import Settings, shaping_settings

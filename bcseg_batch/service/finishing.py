@@ -18,6 +18,7 @@ from bcseg_batch.errors import PredictionError, UnsupportedImageError
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.cells import CellKind, Cells, find_cells
 from bcseg_batch.segment.measure import COLUMNS, UM_COLUMNS, measure_cells
+from bcseg_batch.segment.placement import Placement
 from bcseg_batch.segment.postprocess import (
     blend_table,
     composite_image,
@@ -25,7 +26,6 @@ from bcseg_batch.segment.postprocess import (
     mean_confidence,
     probability,
 )
-from bcseg_batch.segment.predictor import Placement
 from bcseg_batch.segment.quality import (
     TrainingStatistics,
     assess,

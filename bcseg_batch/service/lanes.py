@@ -13,7 +13,7 @@ import numpy.typing as npt
 from loguru import logger
 
 from bcseg_batch.errors import DeviceError
-from bcseg_batch.segment.predictor import OutOfMemoryError, Placement
+from bcseg_batch.segment.placement import OutOfMemoryError, Placement
 
 T = TypeVar("T")
 

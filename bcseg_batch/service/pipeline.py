@@ -25,7 +25,7 @@ from bcseg_batch.errors import (
     OutputError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.predictor import Placement
+from bcseg_batch.segment.placement import Placement
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
@@ -134,6 +134,7 @@ class Pipeline:
         is_cpu = predictors[0].placement.device == "cpu"
         self._tile_batch = min(options.batch_size, _CPU_TILES) if is_cpu else options.batch_size
         self.lanes = Lanes(predictors, options.batch_size)
+        self.outputs = outputs
         self.names = names
         self.options = options
         self._finisher = Finisher(outputs, options, predictors[0].placement)
@@ -405,6 +406,7 @@ class _Flow:
         )
         self._predicting: list[tuple[int, Future[list[Outcome | Predicted]]]] = []
         self._finishing: deque[tuple[InputFile, Future[Outcome | Undersized]]] = deque()
+        self._written: deque[Outcome] = deque()
         # Decoding was put off until there is room: taken up again before anything new.
         self._put_off: deque[tuple[InputFile, str, int]] = deque()
         self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="bcseg-worker")
@@ -508,12 +510,9 @@ class _Flow:
                     self._finishing.append((result.item.file, future))
 
     def give_out(self) -> Iterator[Outcome]:
-        """Give out what is written."""
-        while self._finishing:
-            file, finished = self._finishing[0]
-            if not finished.done():
-                return
-            self._finishing.popleft()
+        """Give out what is written, in the order in which it went in."""
+        while self._finishing and self._finishing[0][1].done():
+            file, finished = self._finishing.popleft()
             try:
                 result = finished.result()
                 if isinstance(result, Undersized):
@@ -522,7 +521,15 @@ class _Flow:
                 raise
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
                 result = self._pipeline.failure(file, error)
-            yield self._through(result)
+            self._written.append(result)
+        yield from self._give_written()
+
+    def _give_written(self) -> Iterator[Outcome]:
+        """Give out outcomes once the names of their files are on disk, together."""
+        if self._written:
+            self._pipeline.outputs.sync()
+        while self._written:
+            yield self._through(self._written.popleft())
 
     def rescue(self) -> Iterator[Outcome]:
         """Give out what is finished after the network or the disk has failed."""
@@ -539,7 +546,11 @@ class _Flow:
                 logger.debug("not done: {!r}", error)
                 continue
             if isinstance(result, Outcome):
-                yield self._through(result)
+                self._written.append(result)
+        try:
+            yield from self._give_written()
+        except OutputError as error:
+            logger.debug("not done: {!r}", error)
 
     def rest(self) -> None:
         """Wait where there is nothing to do until something is through."""

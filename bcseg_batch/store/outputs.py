@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +37,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, keep_name: bool = True) -> Iterator[IO[bytes]]:
     """Write a file under a passing name, force it to disk, then give it its own.
 
     After a crash at any point the path holds either what it held before or all that was written.
 
     Args:
         path: where to; missing folders are made.
+        keep_name: force the name to disk too, so that a power cut leaves what was written; else
+            that is the caller's part, by `sync_folder`.
 
     Yields:
         A binary file to write to.
@@ -65,7 +68,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if keep_name:
+            sync_folder(path.parent)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UnsupportedImageError(
@@ -119,6 +123,8 @@ class OutputFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._unsynced: set[Path] = set()
+        self._unsynced_lock = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(root / _LOCK_NAME, "output folder")
@@ -137,7 +143,7 @@ class OutputFolder:
         self.close()
 
     def write(self, relative: str, data: bytes) -> None:
-        """Write one output.
+        """Write one output; `sync` makes its name last.
 
         Args:
             relative: path below the root, with forward slashes.
@@ -154,6 +160,8 @@ class OutputFolder:
     def open(self, relative: str) -> Iterator[IO[bytes]]:
         """Write one output piece by piece; it has its name when the block ends well.
 
+        The content is on disk by then, and the name after the next `sync`.
+
         Args:
             relative: path below the root, with forward slashes.
 
@@ -168,8 +176,10 @@ class OutputFolder:
         if not self.root.is_dir():  # to be made by none but `__init__`: a share may be lost
             raise OutputError(f"the output folder {str(self.root)!r} is gone: bring it back")
         try:
-            with whole_file(path) as file:
+            with whole_file(path, keep_name=False) as file:
                 yield file
+            with self._unsynced_lock:
+                self._unsynced.add(path.parent)
         except OutputError as error:
             cause = error.__cause__
             if not (isinstance(cause, OSError) and cause.errno in _IN_THE_WAY):
@@ -180,6 +190,21 @@ class OutputFolder:
                 f"the output {relative!r} needs the name of {taken!r}, which is another image's: "
                 "rename the input or its folder"
             ) from error
+
+    def sync(self) -> None:
+        """Force the names of all that was written so far to disk: once for many files.
+
+        Raises:
+            OutputError: that failed; what was written since the last time may be lost in a power
+                cut.
+        """
+        with self._unsynced_lock:
+            folders, self._unsynced = self._unsynced, set()
+        for folder in folders:
+            try:
+                sync_folder(folder)
+            except OSError as error:
+                raise output_error(folder, error) from error
 
     def exists(self, relative: str) -> bool:
         """Say whether an output lies there and is not empty."""

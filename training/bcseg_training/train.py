@@ -20,9 +20,11 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from bcseg_batch.errors import CheckpointError, UsageError
-from bcseg_batch.segment.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
-from bcseg_batch.segment.model import Norm, UNet
-from bcseg_batch.segment.predictor import Placement, Predictor
+from bcseg_batch.segment.checkpoint import load_checkpoint, save_checkpoint
+from bcseg_batch.segment.model import UNet
+from bcseg_batch.segment.placement import Placement
+from bcseg_batch.segment.predictor import Predictor
+from bcseg_batch.segment.spec import ModelSpec, Norm
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.augment import Recipe
 from bcseg_training.dataset import (

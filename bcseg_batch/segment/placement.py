@@ -1,0 +1,70 @@
+"""Where a network runs, and what it shares there; without the weight of any network library."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bcseg_batch.errors import DeviceError
+
+
+class OutOfMemoryError(DeviceError):
+    """The batch does not fit the device; a smaller one may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how the network runs, with the reason of each choice for the log.
+
+    Attributes:
+        device: such as `cpu` or `cuda:0`.
+        dtype: `float32`, `bfloat16` or `float16`.
+        reason: one sentence that says why this device and this precision.
+    """
+
+    device: str
+    dtype: str
+    reason: str
+
+
+class Cores:
+    """Splits the processor's cores among the networks that run on it at the moment.
+
+    Two networks of one thread each finish a tenth earlier than one of two threads, which wait for
+    one another at every layer, all the more where decoding takes a core from one of them. A network
+    that runs alone takes all.
+
+    Args:
+        count: cores that this process may use; None asks the system.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count or available_cores()
+        self._running = 0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[int]:
+        """Run a network meanwhile.
+
+        Yields:
+            How many threads it should take.
+        """
+        with self._lock:
+            self._running += 1
+            threads = max(1, self._count // self._running)
+        try:
+            yield threads
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def available_cores() -> int:
+    """Count the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
