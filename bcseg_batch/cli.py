@@ -32,6 +32,15 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+class Backend(StrEnum):
+    """Choices of --backend."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
 
 
 SettingsFile = Annotated[
@@ -60,6 +69,7 @@ def process_dir_command(
         str | None,
         typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs."),
     ] = None,
+    backend: Annotated[Backend | None, typer.Option(help="What runs the network.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Precision of the network.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Images the network takes at once.")
@@ -101,6 +111,7 @@ def process_dir_command(
             "images.recursive": recursive,
             "model.file": model,
             "model.device": device,
+            "model.backend": backend and backend.value,
             "model.dtype": dtype and dtype.value,
             "model.threshold": threshold,
             "outputs.cells": cells,

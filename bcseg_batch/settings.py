@@ -165,11 +165,20 @@ class ModelSettings(Section):
         ),
         Note(allowed="cpu, mps, cuda:N (N from 0)", example=["cuda:0", "cuda:1"]),
     ] = ()
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+    backend: Annotated[
+        Literal["auto", "torch", "openvino"],
         Field(
-            description="Precision of the network. auto takes the fastest that the device is "
-            "sound in; float32 is the reference."
+            description="What runs the network. OpenVINO is for the processor, and has to be "
+            "installed (the extra `openvino`); auto takes it where it is and the model has an "
+            "8-bit form beside it, which is twice as fast."
+        ),
+        Note(flag="--backend"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Field(
+            description="Precision of the network. auto takes the fastest that device and backend "
+            "are sound in; float32 is the reference; int8 is for OpenVINO."
         ),
         Note(flag="--dtype"),
     ] = "auto"
@@ -522,9 +531,9 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     """Give the settings that shape the outputs' content: where they differ, an image is redone.
 
     In: `model.threshold` moves the outline of every mask, and so, by a pixel here and there, does a
-    `model.dtype` that is asked for by name; `images.page` chooses the picture, `images.tiling` how
-    it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the files themselves. The
-    composite's quality counts only where it is used, for JPEG.
+    `model.dtype` or `model.backend` that is asked for by name; `images.page` chooses the picture,
+    `images.tiling` how it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the
+    files themselves. The composite's quality counts only where it is used, for JPEG.
 
     Out: `model.file`, because the record has the model's own hash. `model.device` and
     `processing.*`, because they must not change the result beyond rounding; the record names
@@ -540,7 +549,10 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     """
     outputs = settings.outputs
     is_jpeg = outputs.composite_format == "jpg"
+    backend = settings.model.backend
     return {
+        # Left out where nothing is asked for: earlier versions did not have it.
+        **({} if backend == "auto" else {"model.backend": backend}),
         "images.page": settings.images.page,
         "images.pixel_size_um": settings.images.pixel_size_um,
         "images.tiling": settings.images.tiling,

@@ -20,9 +20,8 @@ from PIL import Image
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import InputFile, Outcome
 from bcseg_batch.segment.model import UNet
-from bcseg_batch.segment.placement import Placement
+from bcseg_batch.segment.placement import AnyPredictor, Placement
 from bcseg_batch.segment.spec import ModelSpec
-from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.service.process_dir import Summary, process_dir
 from bcseg_batch.store.images import SUFFIXES
@@ -107,7 +106,7 @@ def run_folder(
     source: Path,
     output: Path,
     *,
-    predictor: BatchPredictor | None = None,
+    predictor: AnyPredictor | None = None,
     options: PipelineOptions = OPTIONS,
     recursive: bool = True,
     overwrite: bool = False,

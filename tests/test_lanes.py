@@ -17,9 +17,8 @@ from test_pipeline import Logits, smears, workers_alive
 
 from bcseg_batch.errors import DeviceError
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.placement import Cores, OutOfMemoryError, Placement
+from bcseg_batch.segment.placement import AnyPredictor, Cores, OutOfMemoryError, Placement
 from bcseg_batch.segment.predictor import Predictor, open_predictors
-from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import Pipeline
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
@@ -94,7 +93,7 @@ class Telling(Device):
 
 
 def run(
-    predictors: list[BatchPredictor], outputs: OutputFolder, files: list[InputFile]
+    predictors: list[AnyPredictor], outputs: OutputFolder, files: list[InputFile]
 ) -> list[Outcome]:
     options = replace(OPTIONS, batch_size=2, max_wait_s=100.0)
     return list(Pipeline(predictors, outputs, OutputNames(), options).process(files))
@@ -146,7 +145,7 @@ def test_a_device_without_memory_for_one_image_leaves_its_work_to_the_others(
 def test_when_all_devices_are_lost_the_error_comes_out_after_what_is_done(
     source: Path, outputs: OutputFolder
 ) -> None:
-    devices: list[BatchPredictor] = [Device(0, fails_at=1), Device(1, fails_at=2)]
+    devices: list[AnyPredictor] = [Device(0, fails_at=1), Device(1, fails_at=2)]
     options = replace(OPTIONS, batch_size=2, max_wait_s=100.0)
     outcomes = []
     with pytest.raises(DeviceError, match=r"cuda:[01] is lost"):
@@ -190,7 +189,7 @@ def test_whatever_is_lost_each_image_comes_out_once_or_is_left_whole(
     root = tmp_path_factory.mktemp("lanes")
     (root / "in").mkdir()
     files = smears(root / "in", count) if count else []
-    devices: list[BatchPredictor] = [Device(n, fails_at=at) for n, at in enumerate(failing)]
+    devices: list[AnyPredictor] = [Device(n, fails_at=at) for n, at in enumerate(failing)]
     options = replace(OPTIONS, batch_size=batch_size, max_wait_s=100.0, cells=False)
     outcomes = []
     with OutputFolder(root / "out") as outputs:
@@ -216,7 +215,7 @@ def test_tiles_of_an_image_go_to_whichever_device_is_left(
     pixels.reshape(20, 15, 20, 15, 3)[:, 3:12, :, 3:12] = 255
     Image.fromarray(pixels).save(source / "a.png")
     options = replace(OPTIONS, batch_size=2, tiling=True)
-    devices: list[BatchPredictor] = [Device(0, fails_at=2), Device(1)]
+    devices: list[AnyPredictor] = [Device(0, fails_at=2), Device(1)]
     process = Pipeline(devices, outputs, OutputNames(), options).process
     (outcome,) = process([input_file(source / "a.png", source)])
     assert (outcome.status, outcome.cell_count) == (Status.DONE, 400)

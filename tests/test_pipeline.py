@@ -21,10 +21,9 @@ from PIL import Image
 
 from bcseg_batch.errors import DeviceError, OutputError
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.placement import OutOfMemoryError
+from bcseg_batch.segment.placement import AnyPredictor, OutOfMemoryError
 from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import preprocess
-from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import Interrupted, Pipeline, PipelineOptions
 from bcseg_batch.store import outputs as store_outputs
 from bcseg_batch.store.names import OutputNames
@@ -55,7 +54,7 @@ def smears(source: Path, count: int) -> list[InputFile]:
 
 def pipeline(
     outputs: OutputFolder,
-    predictor: BatchPredictor | None = None,
+    predictor: AnyPredictor | None = None,
     options: PipelineOptions = OPTIONS,
     **changes: object,
 ) -> Pipeline:
@@ -584,7 +583,7 @@ class NotANumber(BrightIsCell):
     ],
 )
 def test_one_image_that_the_network_cannot_take_costs_no_other(
-    source: Path, outputs: OutputFolder, predictor: BatchPredictor, error: str
+    source: Path, outputs: OutputFolder, predictor: AnyPredictor, error: str
 ) -> None:
     files = smears(source, 12)
     Image.new("RGB", (20, 20)).save(source / "005.png")

@@ -31,6 +31,7 @@ VALUES: dict[str, tuple[Any, Any, Any]] = {
     "model.file": ("/models/a.safetensors", "/models/b.safetensors", "/models/c.pth"),
     "model.device": ("cpu", "cuda:1", "mps"),
     "model.devices": (["cpu"], ["cuda:0", "cuda:1"], ["mps"]),
+    "model.backend": ("torch", "openvino", "torch"),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.threshold": (0.25, 0.5, 0.75),
     "processing.batch_size": (1, 16, 256),
@@ -74,6 +75,7 @@ VALUES: dict[str, tuple[Any, Any, Any]] = {
 FLAGS = {
     "model.file": "--model",
     "model.device": "--device",
+    "model.backend": "--backend",
     "model.dtype": "--dtype",
     "model.threshold": "--threshold",
     "processing.batch_size": "--batch-size",

@@ -6,11 +6,9 @@ nothing is ever loaded in its place, and no pickled code is ever run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bcseg_batch.errors import CheckpointError, OutputError
+from bcseg_batch.errors import CheckpointError
 from bcseg_batch.segment.model import UNet
+from bcseg_batch.segment.quantised import write_model_file
 from bcseg_batch.segment.spec import HEADER_KEY, ModelSpec, damaged, problems_of, read_spec
 
 
@@ -92,20 +91,7 @@ def save_checkpoint(path: Path, model: UNet, spec: ModelSpec) -> None:
         data = buffer.getvalue()
     else:
         data = save(weights, metadata={HEADER_KEY: spec.model_dump_json()})
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(
-            f"model file {path} cannot be written: {error.strerror}: name a folder that exists, "
-            "may be written and has room"
-        ) from error
+    write_model_file(path, data)
 
 
 def _read_safetensors(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:

@@ -7,6 +7,10 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from bcseg_batch.errors import DeviceError
 
@@ -30,6 +34,24 @@ class Placement:
     reason: str
 
 
+class AnyPredictor(Protocol):
+    """Runs a network: `Predictor` by torch, `OpenVinoPredictor` by OpenVINO; one caller at a time."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where and how the network runs."""
+        ...
+
+    @property
+    def input_size_px(self) -> int:
+        """S, the side of the network's square input."""
+        ...
+
+    def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Map float32 (N, 3, S, S) in [0, 1] to float32 logits (N, C, S, S)."""
+        ...
+
+
 class Cores:
     """Splits the processor's cores among the networks that run on it at the moment.
 
@@ -39,10 +61,13 @@ class Cores:
 
     Args:
         count: cores that this process may use; None asks the system.
+
+    Attributes:
+        count: the same.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self._count = count or available_cores()
+        self.count = count or available_cores()
         self._running = 0
         self._lock = threading.Lock()
 
@@ -55,7 +80,7 @@ class Cores:
         """
         with self._lock:
             self._running += 1
-            threads = max(1, self._count // self._running)
+            threads = max(1, self.count // self._running)
         try:
             yield threads
         finally:

@@ -13,6 +13,7 @@ from torch import nn
 
 from bcseg_batch.errors import DeviceError, SettingsError
 from bcseg_batch.segment.model import fold_normalisation
+from bcseg_batch.segment.pattern import check_pattern
 from bcseg_batch.segment.placement import Cores, OutOfMemoryError, Placement, available_cores
 from bcseg_batch.segment.postprocess import probability
 
@@ -256,10 +257,6 @@ def probability_shift(exact: Predictor, other: Predictor) -> float:
         Largest difference of a probability on a fixed pattern of ramps and waves, in [0, 1]; 1
         where one of them gives something that is not a number.
     """
-    ramp = np.linspace(0.0, 1.0, exact.input_size_px, dtype=np.float32)
-    product = np.multiply.outer(ramp, ramp)
-    pattern = np.stack([np.add.outer(ramp, ramp) / 2, np.abs(np.sin(40 * product)), product])
-    difference = probability(exact.predict(pattern[np.newaxis])) - probability(
-        other.predict(pattern[np.newaxis])
-    )
+    pattern = check_pattern(exact.input_size_px)
+    difference = probability(exact.predict(pattern)) - probability(other.predict(pattern))
     return float(np.abs(difference).max()) if np.isfinite(difference).all() else 1.0

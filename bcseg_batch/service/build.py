@@ -12,11 +12,9 @@ from pathlib import Path
 import bcseg_batch.weights
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.errors import SettingsError
-from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.placement import Placement, available_cores
-from bcseg_batch.segment.predictor import open_predictors
+from bcseg_batch.segment.placement import AnyPredictor, Placement, available_cores
 from bcseg_batch.segment.spec import ModelSpec
-from bcseg_batch.service.lanes import BatchPredictor
+from bcseg_batch.service.backend import open_network
 from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.settings import Settings, shaping_settings
 
@@ -35,7 +33,7 @@ class Engine:
         description: one sentence for the log: model, device and precision, with the reasons.
     """
 
-    predictors: Sequence[BatchPredictor]
+    predictors: Sequence[AnyPredictor]
     options: PipelineOptions
     spec: ModelSpec
     model_name: str
@@ -63,14 +61,14 @@ def build_engine(settings: Settings) -> Engine:
             "outputs.labels needs outputs.cells: labels are the parted cells: set both, or neither"
         )
     keep_freed_memory()
-    checkpoint = load_checkpoint(settings.model.file or SHIPPED_MODEL)
-    spec = checkpoint.spec
-    predictors = open_predictors(
-        checkpoint.model,
-        spec.input_size_px,
+    path = settings.model.file or SHIPPED_MODEL
+    network = open_network(
+        path,
+        backend=settings.model.backend,
         devices=settings.model.devices or (settings.model.device,),
         dtype=settings.model.dtype,
     )
+    spec, predictors = network.spec, network.predictors
     devices = {predictor.placement.device: predictor.placement for predictor in predictors}
     shaping = json.dumps(shaping_settings(settings), sort_keys=True)
     options = PipelineOptions(
@@ -91,11 +89,11 @@ def build_engine(settings: Settings) -> Engine:
         composite_quality=settings.outputs.composite_quality,
         colour=settings.outputs.colour,
         alpha=settings.outputs.alpha,
-        model_sha256=checkpoint.sha256,
+        model_sha256=network.sha256,
         settings_sha256=hashlib.sha256(shaping.encode()).hexdigest(),
     )
     description = (
-        f"model {checkpoint.path.name} ({checkpoint.sha256[:12]}), width {spec.width}, "
+        f"model {path.name} ({network.sha256[:12]}), width {spec.width}, by {network.backend}, "
         f"on {', '.join(placement.reason for placement in devices.values())}"
     )
-    return Engine(predictors, options, spec, checkpoint.path.name, description)
+    return Engine(predictors, options, spec, path.name, description)

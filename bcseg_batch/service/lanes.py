@@ -6,34 +6,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from loguru import logger
 
 from bcseg_batch.errors import DeviceError
-from bcseg_batch.segment.placement import OutOfMemoryError, Placement
+from bcseg_batch.segment.placement import AnyPredictor, OutOfMemoryError, Placement
 
 T = TypeVar("T")
-
-
-class BatchPredictor(Protocol):
-    """What is asked of a predictor; `segment.predictor.Predictor` is one."""
-
-    @property
-    def placement(self) -> Placement:
-        """Where and how the network runs."""
-        ...
-
-    @property
-    def input_size_px(self) -> int:
-        """S, the side of the network's square input."""
-        ...
-
-    def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Map float32 (N, 3, S, S) in [0, 1] to float32 logits (N, C, S, S)."""
-        ...
 
 
 class Lane:
@@ -44,7 +26,7 @@ class Lane:
         batch_size: images that it is given at once, until its memory turns out too small for them.
     """
 
-    def __init__(self, predictor: BatchPredictor, batch_size: int) -> None:
+    def __init__(self, predictor: AnyPredictor, batch_size: int) -> None:
         self._predictor = predictor
         self._batch_size = batch_size
 
@@ -102,7 +84,7 @@ class Lanes:
         batch_size: images that each is given at once.
     """
 
-    def __init__(self, predictors: Sequence[BatchPredictor], batch_size: int) -> None:
+    def __init__(self, predictors: Sequence[AnyPredictor], batch_size: int) -> None:
         self._lanes = [Lane(predictor, batch_size) for predictor in predictors]
         self._idle: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         for lane in self._lanes:

@@ -15,9 +15,9 @@ from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.segment.placement import AnyPredictor
 from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.folders import check_folders
-from bcseg_batch.service.lanes import BatchPredictor
 from bcseg_batch.service.pipeline import Pipeline, PipelineOptions
 from bcseg_batch.store.cell_table import write_cells_table
 from bcseg_batch.store.names import OutputNames, name_of_mask
@@ -95,7 +95,7 @@ def process_dir(
     source: Path,
     output: Path,
     *,
-    predictors: Sequence[BatchPredictor],
+    predictors: Sequence[AnyPredictor],
     options: PipelineOptions,
     rules: IgnoreRules,
     recursive: bool,

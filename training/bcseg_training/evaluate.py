@@ -274,6 +274,16 @@ class Judgement:
     baseline: Report | None
 
 
+def _open_8_bits(loaded: Checkpoint) -> OpenVinoPredictor:
+    quantised = find_quantised(loaded.path, loaded.sha256)
+    if quantised is None:
+        raise CheckpointError(
+            f"the model has no 8-bit form {quantised_path(loaded.path)}: make one with "
+            "bcseg-train quantize"
+        )
+    return open_quantised(quantised, "to be judged")
+
+
 def evaluate(
     checkpoint: Path,
     folders: Sequence[Path],
@@ -285,6 +295,7 @@ def evaluate(
     baseline: bool = True,
     tiling: bool = True,
     device: str = "auto",
+    in_8_bits: bool = False,
 ) -> Iterator[Judgement]:
     """Judge a model file on folders whose truth is known, beside Otsu's threshold.
 
@@ -299,6 +310,7 @@ def evaluate(
         baseline: False leaves Otsu out.
         tiling: False stretches every image in one piece.
         device: where the network runs.
+        in_8_bits: judge the model's 8-bit form.
 
     Yields:
         One judgement for each folder, as soon as it is there.
@@ -309,8 +321,10 @@ def evaluate(
         OutputError: the results cannot be written.
     """
     loaded = load_checkpoint(checkpoint)
-    predictor = open_predictor(
-        loaded.model, loaded.spec.input_size_px, device=device, dtype="float32"
+    predictor = (
+        _open_8_bits(loaded)
+        if in_8_bits
+        else open_predictor(loaded.model, loaded.spec.input_size_px, device=device, dtype="float32")
     )
     segment = by_network(loaded, predictor, threshold=threshold, tiling=tiling)
     # A slip in the last folder, or in the place for the results, is told before the work begins.

@@ -19,8 +19,8 @@ from bcseg_batch.segment.cells import (
     separate,
 )
 from bcseg_batch.segment.checkpoint import Checkpoint
+from bcseg_batch.segment.placement import AnyPredictor
 from bcseg_batch.segment.postprocess import mask_from_probability, probability
-from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.tiling import (
     ArrayRaster,
@@ -55,7 +55,7 @@ Segment = Callable[[Bytes], Segmented]
 
 def by_network(
     checkpoint: Checkpoint,
-    predictor: Predictor,
+    predictor: AnyPredictor,
     *,
     threshold: float | None = None,
     tiling: bool = True,
@@ -101,7 +101,7 @@ def by_network(
 
 
 def _in_tiles(
-    pixels: Bytes, scale: float, predictor: Predictor, names: tuple[str, ...], threshold: float
+    pixels: Bytes, scale: float, predictor: AnyPredictor, names: tuple[str, ...], threshold: float
 ) -> Segmented:
     bands = list(
         segment_in_tiles(
