@@ -35,7 +35,7 @@ class Placement:
 
 
 class AnyPredictor(Protocol):
-    """Runs a network: `Predictor` by torch, `OpenVinoPredictor` by OpenVINO; one caller at a time."""
+    """Runs a network, by whatever means; one caller at a time."""
 
     @property
     def placement(self) -> Placement:

@@ -2,8 +2,8 @@
 
 It lies beside the checkpoint that it was made from, and is of use with that one only: names,
 threshold and statistics stay in the checkpoint. The file is a safetensors file with the graph (XML,
-compressed) and its constants as bytes, what the network in float32 says of a fixed pattern, and a header that
-names the checkpoint by its hash.
+compressed) and its constants as bytes, what the network in float32 says of a fixed pattern, and a
+header that names the checkpoint by its hash.
 """
 
 from __future__ import annotations

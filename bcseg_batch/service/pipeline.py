@@ -25,7 +25,6 @@ from bcseg_batch.errors import (
     OutputError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.placement import AnyPredictor, Lane, Lanes, Placement, SmallerBatch
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
@@ -36,6 +35,7 @@ from bcseg_batch.service.finishing import (
     Source,
     Undersized,
 )
+from bcseg_batch.service.lanes import Lane, Lanes, SmallerBatch
 from bcseg_batch.service.room import NoRoom, Room
 from bcseg_batch.store.images import declared_pixels, decode_image
 from bcseg_batch.store.outputs import OutputFolder

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcseg_batch.errors import ImageError, UsageError
+from bcseg_batch.errors import CheckpointError, ImageError, UsageError
 from bcseg_batch.segment.cells import Cells
-from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
+from bcseg_batch.segment.openvino import OpenVinoPredictor, open_quantised
 from bcseg_batch.segment.postprocess import (
     mask_from_probability,
     probability,
@@ -23,6 +24,7 @@ from bcseg_batch.segment.postprocess import (
 )
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import preprocess
+from bcseg_batch.segment.quantised import find_quantised, quantised_path
 from bcseg_batch.store.images import decode_image
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs, validation_folder
