@@ -25,6 +25,7 @@ from bcseg_batch.errors import (
     OutputError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.segment.placement import AnyPredictor, Placement
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
