@@ -26,6 +26,7 @@ import numpy.typing as npt
 import tifffile
 
 from bcseg_batch.allocator import keep_freed_memory
+from bcseg_batch.segment.cells import part_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
 from bcseg_batch.segment.postprocess import blend_table, composite_image, probability
 from bcseg_batch.segment.predictor import open_predictor
@@ -93,7 +94,7 @@ def run(path: Path, folder: Path, batch_size: int) -> dict[str, float]:
     soft = probability(predictor.predict(to_network_input(thumbnail)[np.newaxis])[0])
     scale = choose_scale(
         raster,
-        typical_diameter_px(soft, names),
+        typical_diameter_px(part_cells(soft, names)),
         predictor.predict,
         names,
         batch_size=batch_size,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcseg_batch.errors import PredictionError
-from bcseg_batch.segment.cells import CellKind, find_cells
+from bcseg_batch.segment.cells import CellKind, find_cells, part_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import mask_from_probability, probability, resize_probability
@@ -303,7 +303,7 @@ def test_the_stretch_by_bands_is_the_ordinary_one(monkeypatch: pytest.MonkeyPatc
 
 def first_pass(pixels: Pixels, size_px: int) -> float | None:
     soft = probability(predict(preprocess(pixels, size_px)[np.newaxis]))[0]
-    return typical_diameter_px(soft, NAMES)
+    return typical_diameter_px(part_cells(soft, NAMES))
 
 
 def choose(pixels: Pixels, size_px: int = 256) -> float | None:
@@ -361,10 +361,11 @@ def test_an_image_without_cells_takes_a_bounded_number_of_probes() -> None:
 def test_a_doubtful_pass_tells_no_size() -> None:
     soft = np.zeros((1, 128, 128), np.float32)
     soft[0, 20:50, 20:50] = soft[0, 60:90, 20:50] = soft[0, 20:50, 60:90] = 0.7
-    assert typical_diameter_px(soft, ("cell",)) is None
+    assert typical_diameter_px(part_cells(soft, ("cell",))) is None
     soft[soft > 0] = 0.95
-    assert typical_diameter_px(soft, ("cell",)) == pytest.approx(30 * 2 / np.pi**0.5)
-    assert typical_diameter_px(np.zeros((1, 128, 128), np.float32), ("cell",)) is None
+    assert typical_diameter_px(part_cells(soft, ("cell",))) == pytest.approx(30 * 2 / np.pi**0.5)
+    soft[:] = 0
+    assert typical_diameter_px(part_cells(soft, ("cell",))) is None
 
 
 # The shipped model ---------------------------------------------------------------------------
@@ -392,7 +393,7 @@ def test_smears_at_half_their_scale_are_tiled_and_lose_nothing(
         image, mask = read_pair(pair)
         height, width = image.shape[:2]
         soft = probability(predictor.predict(preprocess(image, 512)[np.newaxis])[0])
-        diameter = typical_diameter_px(soft, NAMES)
+        diameter = typical_diameter_px(part_cells(soft, NAMES))
         assert diameter is not None
         assert diameter >= MIN_DIAMETER_PX
         plain = resize_probability(soft[0], (height, width)) > 0.5
@@ -401,7 +402,11 @@ def test_smears_at_half_their_scale_are_tiled_and_lose_nothing(
         small = probability(predictor.predict(preprocess(wide, 512)[np.newaxis])[0])
         raster = ArrayRaster(wide)
         scale = choose_scale(
-            raster, typical_diameter_px(small, NAMES), predictor.predict, NAMES, batch_size=4
+            raster,
+            typical_diameter_px(part_cells(small, NAMES)),
+            predictor.predict,
+            NAMES,
+            batch_size=4,
         )
         assert scale is not None
         bands = segment_in_tiles(

@@ -6,7 +6,7 @@ milliseconds, and brought to the photograph's size afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -17,10 +17,13 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
 from bcseg_batch.segment.postprocess import resize_probability
+from bcseg_batch.segment.runs import Runs
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
+# A pixel above it may be a white cell's; a cell above it on average is one.
+WHITE_THRESHOLD = 0.5
 # Below this share of the median cell's area a piece is a speck, not a cell.
 SPECK_SHARE = 0.12
 # And below this many pixels of the network's input nothing can be called a cell.
@@ -73,6 +76,30 @@ class Cells:
         return int(np.count_nonzero(self.kinds != CellKind.PLATELET))
 
 
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """The red and white cells of one image, parted at the network's size.
+
+    Attributes:
+        labels: int32 (h, w), 0 background, 1..n.
+        areas: int64 (n,), in the network's pixels.
+        mask: bool (h, w), True where the probability of a cell is above the threshold.
+        probability: float32 (h, w) in [0, 1], of a cell.
+        planes: float32 (h, w) in [0, 1], of the other channels by their names.
+    """
+
+    labels: Labels
+    areas: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+    probability: Floats
+    planes: Mapping[str, Floats]
+    _runs: Runs
+
+    def means(self, plane: Floats) -> npt.NDArray[np.float64]:
+        """Average float32 (h, w) over each cell: float64 (n,)."""
+        return self._runs.sums(plane, self.areas.size)[1:] / self.areas
+
+
 def find_cells(
     probabilities: Floats,
     class_names: Sequence[str],
@@ -95,16 +122,49 @@ def find_cells(
     Raises:
         ValueError: the names do not fit the channels.
     """
+    parted = part_cells(probabilities, class_names, threshold=threshold)
+    return enlarge_cells(parted, resize_probability(probabilities[0], shape_hw) > threshold)
+
+
+def part_cells(
+    probabilities: Floats, class_names: Sequence[str], *, threshold: float = 0.5
+) -> Parted:
+    """Part the cells of one image at the network's size: the first half of `find_cells`.
+
+    Args:
+        probabilities: as for `find_cells`; not copied.
+        class_names: as for `find_cells`.
+        threshold: a pixel is a cell above it.
+
+    Raises:
+        ValueError: the names do not fit the channels.
+    """
     if len(class_names) != len(probabilities):
         raise ValueError(f"{len(probabilities)} channels have {len(class_names)} names")
-    soft = dict(zip(class_names[1:], probabilities[1:], strict=True))
-    mask = probabilities[0] > threshold
-    small = separate(mask, soft.get("core"), soft.get("white_cell"))
-    whites = _mean_of(soft.get("white_cell"), small, int(small.max(initial=0))) > 0.5
-    kinds = np.where(whites, np.uint8(CellKind.WHITE_CELL), np.uint8(CellKind.RED_CELL))
-    labels = enlarge_labels(small, resize_probability(probabilities[0], shape_hw) > threshold)
-    if "platelet" in soft:
-        platelets, boxes = _platelets(soft["platelet"], small, mask)
+    probability, planes = (
+        probabilities[0],
+        dict(zip(class_names[1:], probabilities[1:], strict=True)),
+    )
+    mask = probability > threshold
+    labels = separate(mask, planes.get("core"), planes.get("white_cell"))
+    runs = Runs.of(labels)
+    return Parted(labels, runs.areas()[1:], mask, probability, planes, runs)
+
+
+def enlarge_cells(parted: Parted, mask: npt.NDArray[np.bool_]) -> Cells:
+    """Bring cells to the image's size and name their kinds: the second half of `find_cells`.
+
+    Args:
+        parted: the cells at the network's size.
+        mask: bool (H, W) at the image's size, the probability resized and cut at the threshold.
+    """
+    kinds = np.full(parted.areas.size, CellKind.RED_CELL, np.uint8)
+    white, platelet = (parted.planes.get(name) for name in ("white_cell", "platelet"))
+    if white is not None and (white > WHITE_THRESHOLD).any():
+        kinds[parted.means(white) > WHITE_THRESHOLD] = CellKind.WHITE_CELL
+    labels = enlarge_labels(parted.labels, mask)
+    if platelet is not None:
+        platelets, boxes = _platelets(platelet, parted)
         _lay_beside(labels, platelets, boxes, first=len(kinds) + 1)
         kinds = np.concatenate([kinds, np.full(len(boxes), CellKind.PLATELET, np.uint8)])
     labels, kept = _without_gaps(labels, len(kinds))
@@ -138,7 +198,7 @@ def separate(
     else:
         seeds = _core_seeds(core, filled)
         if white is not None:
-            seeds = _join_within(seeds, (white > 0.5) & filled)
+            seeds = _join_within(seeds, (white > WHITE_THRESHOLD) & filled)
         labels = _flood(core, seeds, filled)
     return _drop_small(labels, least_px=SPECK_PX, share=SPECK_SHARE)
 
@@ -146,7 +206,7 @@ def separate(
 def _distance(mask: npt.NDArray[np.bool_]) -> Floats:
     """How far each pixel lies from the background, px: float32 (h, w)."""
     # The frame of the image is no edge of a cell: cells go on beyond it.
-    padded = np.pad(mask, 1, mode="edge").astype(np.uint8)
+    padded = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
     # Where there is no background at all OpenCV's distance to it is no sensible number.
     bounded: Floats = np.minimum(distance, np.float32(max(distance.shape)))
@@ -156,13 +216,13 @@ def _distance(mask: npt.NDArray[np.bool_]) -> Floats:
 def _flood(core: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     """Part the mask among the seeds of cores, each of which lies within one piece of the mask.
 
-    A watershed takes time for each pixel that it passes, so that it gets only those where there is
-    a choice: a piece with one seed is one cell, and a seed's inside has no free pixel beside it.
+    A piece with one seed is one cell; only those with more are given to the watershed.
     """
-    count, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    at = np.flatnonzero(seeds > 0)
+    count, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    runs = Runs.of(seeds)
     home = np.zeros(int(seeds.max(initial=0)) + 1, np.int32)
-    home[seeds.ravel()[at]] = pieces.ravel()[at]
+    home[runs.label] = pieces.ravel()[runs.start]
+    home[0] = 0
     seeds_in = np.bincount(home, minlength=count)
     unseeded = seeds_in == 0
     unseeded[0] = False
@@ -172,17 +232,70 @@ def _flood(core: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     labels: Labels = number.take(pieces)
     crowded = seeds_in > 1
     crowded[0] = False
-    if not crowded.any():
-        return labels
-    among = crowded.take(pieces)
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    inside = cv2.erode((seeds > 0).astype(np.uint8), cross) > 0
-    # The core says which cell, the distance where its edge is.
-    relief = -cv2.GaussianBlur(core, (0, 0), 1.0) - 0.02 * _distance(mask)
-    parted = watershed(relief, seeds, mask=among & ~inside)
-    np.copyto(parted, seeds, where=inside)
-    np.copyto(labels, parted, where=among, casting="same_kind")
+    if crowded.any():
+        among = crowded.take(pieces)
+        # The core says which cell, the distance where its edge is.
+        relief = np.float32(-0.02) * _distance(mask) - cv2.GaussianBlur(core, (0, 0), 1.0)
+        np.copyto(labels, _part(relief, seeds, among, pieces), where=among)
     return labels
+
+
+def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: Labels) -> Labels:
+    """Part crowded pieces of the mask by the watershed of scikit-image, most of it without it.
+
+    The flood comes to a pixel from the lowest of its four neighbours, if it reaches all of them in
+    the order of their heights. So it does wherever the way down ends in a seed: these pixels get
+    the seed at its end. Where it ends in a dip without a seed, the flood has to be played through.
+
+    Args:
+        relief: float32 (h, w).
+        seeds: int32 (h, w), 1..n, 0 elsewhere.
+        among: bool (h, w), the crowded pieces.
+        pieces: int32 (h, w), numbers of all pieces.
+
+    Returns:
+        int32 (h, w), 1..n in the crowded pieces.
+    """
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    framed = cv2.copyMakeBorder(
+        np.where(among, relief, np.float32(np.inf)), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=np.inf
+    )
+    labels: Labels = cv2.copyMakeBorder(seeds, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    heights, flat, stride = framed.ravel(), labels.ravel(), framed.shape[1]
+    at = np.flatnonzero((flat == 0) & (heights < np.inf))
+    steps = np.array([-stride, -1, 1, stride])
+    lowest, down, ties = heights[at], at.copy(), np.zeros(at.size, bool)
+    for step in steps:
+        beside = heights[at + step]
+        lower = beside < lowest
+        ties |= beside == lowest
+        ties &= ~lower
+        np.copyto(lowest, beside, where=lower)
+        np.copyto(down, at + step, where=lower)
+    # Each looks where the one below it looks, until all look at a seed or into a dip.
+    below = np.arange(flat.size)
+    below[at] = down
+    while not np.array_equal(further := below[down], down):
+        below[at] = down = further
+    flat[at] = flat[down]
+    parted = labels[1:-1, 1:-1]
+    # Of two lowest neighbours the one that the flood came to first decides: that is its own affair.
+    tied, low = at[ties], lowest[ties]
+    differ = np.zeros(tied.size, bool)
+    for step in steps:
+        differ |= (heights[tied + step] == low) & (flat[tied + step] != flat[tied])
+    if differ.any():
+        y, x = np.divmod(tied[differ], stride)
+        parted[np.isin(pieces, pieces[y - 1, x - 1]) & (seeds == 0)] = 0
+    left = among & (parted == 0)
+    if left.any():
+        x, y, width, height = cv2.boundingRect(left.view(np.uint8))
+        # The pixels around belong to it, for the flood comes from them.
+        window = (slice(max(0, y - 1), y + height + 1), slice(max(0, x - 1), x + width + 1))
+        around = cv2.dilate(left[window].view(np.uint8), cross) > 0
+        flooded = watershed(relief[window], parted[window], mask=around & among[window])
+        np.copyto(parted[window], flooded, where=left[window], casting="same_kind")
+    return parted
 
 
 def fill_holes(
@@ -194,13 +307,14 @@ def fill_holes(
         mask: bool (h, w).
         largest_share: of the image's area.
     """
-    _, gaps = cv2.connectedComponents((~mask).astype(np.uint8), connectivity=4)
-    fill = np.bincount(gaps.ravel()) <= largest_share * mask.size
+    _, gaps = cv2.connectedComponents((~mask).view(np.uint8), connectivity=4)
+    runs = Runs.of(gaps)
+    fill = runs.areas() <= largest_share * mask.size
     # What reaches the frame is no hole, and number 0 is the mask itself.
     for edge in (gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]):
         fill[edge] = False
     fill[0] = False
-    filled: npt.NDArray[np.bool_] = mask | fill.take(gaps) if fill.any() else mask.copy()
+    filled: npt.NDArray[np.bool_] = mask | runs.drawn(fill) if fill.any() else mask.copy()
     return filled
 
 
@@ -242,14 +356,16 @@ def _core_seeds(core: Floats, mask: npt.NDArray[np.bool_]) -> Labels:
 
 
 def _pieces(mask: npt.NDArray[np.bool_]) -> Labels:
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
     return np.asarray(labels, dtype=np.int32)
 
 
 def _join_within(seeds: Labels, patches: npt.NDArray[np.bool_]) -> Labels:
     """Make the seeds that lie mostly within one patch one seed."""
+    if not patches.any():
+        return seeds
     count, numbered = cv2.connectedComponents(
-        cv2.morphologyEx(patches.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)),
+        cv2.morphologyEx(patches.view(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)),
         connectivity=4,
     )
     if count == 1:
@@ -279,8 +395,9 @@ def _seed_the_rest(seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
 
 def _drop_small(labels: Labels, *, least_px: int, share: float) -> Labels:
     """Drop labels under a number of pixels or a share of the median label; close the gaps."""
-    number = _large_ones(np.bincount(labels.ravel()), least_px=least_px, share=share)
-    return labels if number[-1] == number.size - 1 else number.take(labels)
+    runs = Runs.of(labels)
+    number = _large_ones(runs.areas(), least_px=least_px, share=share)
+    return labels if number[-1] == number.size - 1 else runs.drawn(number)
 
 
 def _large_ones(areas: npt.NDArray[np.int64], *, least_px: int, share: float) -> Labels:
@@ -294,21 +411,19 @@ def _large_ones(areas: npt.NDArray[np.int64], *, least_px: int, share: float) ->
     return np.where(keep, np.cumsum(keep), 0).astype(np.int32)
 
 
-def _platelets(
-    probability: Floats, cells: Labels, mask: npt.NDArray[np.bool_]
-) -> tuple[Labels, npt.NDArray[np.int64]]:
+def _platelets(probability: Floats, parted: Parted) -> tuple[Labels, npt.NDArray[np.int64]]:
     """Number the compact patches outside the mask that have a platelet's size.
 
     Returns:
         Labels int32 (h, w), and int64 (n, 4) for each its first row and column, and those after
         its last.
     """
-    count, labels = cv2.connectedComponents(
-        ((probability > PLATELET_THRESHOLD) & ~mask).astype(np.uint8), connectivity=4
-    )
-    labels = labels.astype(np.int32, copy=False)
+    candidates = (probability > PLATELET_THRESHOLD) & ~parted.mask
     # OpenCV's own statistics go over the whole picture for the few pixels there are.
-    at = np.flatnonzero(labels > 0)
+    at = np.flatnonzero(candidates)
+    if not at.size:
+        return np.zeros(candidates.shape, np.int32), np.zeros((0, 4), np.int64)
+    count, labels = cv2.connectedComponents(candidates.view(np.uint8), connectivity=4)
     own, (y, x) = labels.ravel()[at], np.divmod(at, labels.shape[1])
     areas = np.bincount(own, minlength=count)
     boxes = np.zeros((count, 4), np.int64)
@@ -320,12 +435,12 @@ def _platelets(
     keep = (areas >= PLATELET_PX) & (extent >= PLATELET_EXTENT)
     means = np.bincount(own, probability.ravel()[at], count) / np.maximum(areas, 1)
     keep &= means >= PLATELET_MEAN
-    cell_areas = np.bincount(cells.ravel())[1:]
-    if cell_areas.size:
-        low, high = (share * float(np.median(cell_areas)) for share in PLATELET_AREA_SHARE)
+    if parted.areas.size:
+        low, high = (share * float(np.median(parted.areas)) for share in PLATELET_AREA_SHARE)
         keep &= (areas >= low) & (areas <= high)
     keep[0] = False
-    kept: Labels = np.where(keep, np.cumsum(keep), 0).astype(np.int32).take(labels)
+    kept = np.zeros(labels.shape, np.int32)
+    kept.ravel()[at] = np.where(keep, np.cumsum(keep), 0)[own]
     return kept, boxes[keep]
 
 
@@ -358,16 +473,6 @@ def _lay_beside(
         window[own & (window == 0)] = first + number - 1
 
 
-def _mean_of(plane: Floats | None, labels: Labels, count: int) -> npt.NDArray[np.float64]:
-    """Mean of a plane in each of the labels 1..count; zeros where there is no plane."""
-    if plane is None:
-        return np.zeros(count)
-    at = np.flatnonzero(labels > 0)
-    own = labels.ravel()[at]
-    areas = np.bincount(own, minlength=count + 1)[1:]
-    return np.bincount(own, plane.ravel()[at], count + 1)[1:] / np.maximum(areas, 1)
-
-
 def enlarge_labels(labels: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     """Bring labels to the size of a finer mask: its outline, the labels' partition.
 
@@ -382,7 +487,7 @@ def enlarge_labels(labels: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     # A step of the coarse grid must not cut the fine outline: labels reach a coarse pixel further.
     reached = cv2.resize(_grown(labels), size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
     # Where the coarse label says cell a whole pixel inside its edge, it is one (a filled hole).
-    inside = cv2.erode((labels > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+    inside = cv2.erode((labels > 0).view(np.uint8), np.ones((3, 3), np.uint8))
     taken = cv2.resize(inside, size_wh, interpolation=cv2.INTER_NEAREST_EXACT)
     taken |= mask.view(np.uint8)
     reached *= taken
@@ -394,7 +499,7 @@ def _grown(labels: Labels) -> Labels:
 
     Its distance transform of the whole picture takes ten times as long as a look at the rim.
     """
-    here = (labels > 0).astype(np.uint8)
+    here = (labels > 0).view(np.uint8)
     rim = np.flatnonzero(cv2.dilate(here, np.ones((3, 3), np.uint8)) > here)
     framed: Labels = cv2.copyMakeBorder(labels, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     flat, stride = framed.ravel(), framed.shape[1]
@@ -412,13 +517,16 @@ def _without_gaps(labels: Labels, count: int) -> tuple[Labels, npt.NDArray[np.bo
     """Renumber the labels that have pixels; tell which of 1..count those are."""
     present = np.zeros(count + 1, bool)
     # All but the smallest show in every fourth row and column already.
-    for sample in (labels[::4, ::4], labels):
-        present[sample] = True
-        if present[1:].all():
-            return labels, present[1:]
+    present[labels[::4, ::4]] = True
+    if present[1:].all():
+        return labels, present[1:]
+    runs = Runs.of(labels)
+    present[runs.label] = True
+    if present[1:].all():
+        return labels, present[1:]
     present[0] = False
     numbers = np.where(present, np.cumsum(present), 0).astype(np.int32)
-    return numbers.take(labels), present[1:]
+    return runs.drawn(numbers), present[1:]
 
 
 def touches_border(labels: Labels, count: int) -> npt.NDArray[np.bool_]:

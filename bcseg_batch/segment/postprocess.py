@@ -18,9 +18,12 @@ def probability(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Returns:
         float32 of the same shape in [0, 1].
     """
-    # The tanh form cannot overflow, whatever the logit.
-    result: npt.NDArray[np.float32] = 0.5 * (1.0 + np.tanh(0.5 * logits))
-    return result.astype(np.float32, copy=False)
+    result: npt.NDArray[np.float32] = np.negative(logits)
+    # Where the exponential is too large for float32 the probability is 0, as it should be.
+    with np.errstate(over="ignore"):
+        np.exp(result, out=result)
+    result += 1
+    return np.reciprocal(result, out=result)
 
 
 def mean_confidence(probability_map: npt.NDArray[np.float32]) -> float:

@@ -23,7 +23,14 @@ from PIL import Image
 from scipy import ndimage
 
 from bcseg_batch.errors import PredictionError
-from bcseg_batch.segment.cells import CellKind, Cells, enlarge_labels, find_cells, separate
+from bcseg_batch.segment.cells import (
+    CellKind,
+    Cells,
+    Parted,
+    enlarge_labels,
+    find_cells,
+    part_cells,
+)
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import MASK_FOREGROUND, probability, resize_probability
 from bcseg_batch.segment.preprocess import to_network_input
@@ -151,32 +158,22 @@ class Band:
 # The scale -----------------------------------------------------------------------------------
 
 
-def typical_diameter_px(
-    probabilities: Floats, class_names: Sequence[str], threshold: float = 0.5
-) -> float | None:
+def typical_diameter_px(parted: Parted) -> float | None:
     """Find how large the typical cell of a pass is, if the pass can be believed.
 
     Args:
-        probabilities: float32 (C, h, w) in [0, 1]; channel 0 is the mask.
-        class_names: one name for each channel.
-        threshold: a pixel is a cell above it.
+        parted: the cells of the pass.
 
     Returns:
         Diameter in the network's pixels of the circle of the area-weighted median cell; None where
         there are hardly any cells, or most are too doubtful to tell.
     """
-    return _typical([_sized_cells(probabilities, class_names, threshold)], probabilities[0].size)
+    return _typical([_sized_cells(parted)], parted.mask.size)
 
 
-def _sized_cells(
-    probabilities: Floats, class_names: Sequence[str], threshold: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def _sized_cells(parted: Parted) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Give the area of each cell, and whether the network is sure of it."""
-    soft = dict(zip(class_names[1:], probabilities[1:], strict=True))
-    labels = separate(probabilities[0] > threshold, soft.get("core"), soft.get("white_cell"))
-    areas = np.bincount(labels.ravel())[1:].astype(np.float64)
-    means = np.bincount(labels.ravel(), probabilities[0].ravel())[1:] / areas
-    return areas, means >= SURE_MEAN
+    return parted.areas.astype(np.float64), parted.means(parted.probability) >= SURE_MEAN
 
 
 def _typical(
@@ -252,7 +249,7 @@ def choose_scale(
         ]
         windows = [window for window in windows if not _is_blank(window)]
         passes = [
-            _sized_cells(soft, class_names, threshold)
+            _sized_cells(part_cells(soft, class_names, threshold=threshold))
             for soft in _predict_windows(windows, predict, batch_size)
         ]
         found = _typical(passes, len(passes) * input_size_px**2) if passes else None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bcseg_batch.errors import PredictionError, UnsupportedImageError
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.cells import CellKind, Cells, find_cells
+from bcseg_batch.segment.cells import CellKind, Cells, Parted, enlarge_cells, part_cells
 from bcseg_batch.segment.measure import COLUMNS, UM_COLUMNS, measure_cells
 from bcseg_batch.segment.placement import Placement
 from bcseg_batch.segment.postprocess import (
@@ -211,19 +211,25 @@ class Finisher:
                 "run it in float32"
             )
         options = self._options
-        soft = probability(logits if options.cells or options.tiling else logits[:1])
-        if options.tiling or self.is_large(item):
-            diameter_px = typical_diameter_px(soft, options.class_names, options.threshold)
+        in_doubt = options.tiling or self.is_large(item)
+        soft = probability(logits if options.cells or in_doubt else logits[:1])
+        parted = None
+        if in_doubt:
+            parted = self._parted(soft)
+            diameter_px = typical_diameter_px(parted)
             if self.is_large(item) or diameter_px is None or diameter_px < MIN_DIAMETER_PX:
                 return Undersized(item, soft, diameter_px)
-        return self.finish_whole(item, soft)
+        return self.finish_whole(item, soft, parted)
 
-    def finish_whole(self, item: Prepared, soft: npt.NDArray[np.float32]) -> Outcome:
+    def finish_whole(
+        self, item: Prepared, soft: npt.NDArray[np.float32], parted: Parted | None = None
+    ) -> Outcome:
         """Make and write the outputs of an image that was stretched in one piece.
 
         Args:
             item: the image, not a large one.
             soft: float32 (C, S, S) in [0, 1].
+            parted: its cells at the network's size, if they are at hand.
 
         Raises:
             OutputError: nothing can be written.
@@ -235,7 +241,7 @@ class Finisher:
         mask = mask_from_probability(soft[0], shape_hw, options.threshold)
         labels = found = None
         if options.cells:
-            cells = find_cells(soft, options.class_names, shape_hw, threshold=options.threshold)
+            cells = enlarge_cells(parted or self._parted(soft), mask > 0)
             labels = cells.labels
             table = measure_cells(cells, pixels, pixel_size_um=item.pixel_size_um)
             found = _Found(cells.kinds, cells.touches_border, table)
@@ -247,6 +253,9 @@ class Finisher:
             mean_confidence=round(mean_confidence(soft[0]), 6),
         )
         return self._with_table(item, outcome, found)
+
+    def _parted(self, soft: npt.NDArray[np.float32]) -> Parted:
+        return part_cells(soft, self._options.class_names, threshold=self._options.threshold)
 
     def finish_bands(self, item: Prepared, bands: Iterator[Band], scale: float) -> Outcome:
         """Make and write the outputs of an image that is taken in tiles.

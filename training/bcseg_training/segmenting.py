@@ -13,9 +13,10 @@ from bcseg_batch.errors import PredictionError
 from bcseg_batch.segment.cells import (
     CellKind,
     Cells,
+    enlarge_cells,
     enlarge_labels,
     fill_holes,
-    find_cells,
+    part_cells,
     separate,
 )
 from bcseg_batch.segment.checkpoint import Checkpoint
@@ -82,11 +83,12 @@ def by_network(
         if not np.isfinite(logits).all():
             raise PredictionError("the network gave values that are not numbers")
         soft = probability(logits)
+        parted = part_cells(soft, names, threshold=cut)
         scale = None
         if tiling:
             scale = choose_scale(
                 ArrayRaster(pixels),
-                typical_diameter_px(soft, names, cut),
+                typical_diameter_px(parted),
                 predictor.predict,
                 names,
                 threshold=cut,
@@ -95,7 +97,7 @@ def by_network(
         if scale is not None:
             return _in_tiles(pixels, scale, predictor, names, cut)
         mask = mask_from_probability(soft[0], shape_hw, cut) > 0
-        return Segmented(mask, find_cells(soft, names, shape_hw, threshold=cut), soft[0], None)
+        return Segmented(mask, enlarge_cells(parted, mask), soft[0], None)
 
     return segment
 
