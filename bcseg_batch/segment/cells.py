@@ -146,8 +146,7 @@ def part_cells(
         dict(zip(class_names[1:], probabilities[1:], strict=True)),
     )
     mask = probability > threshold
-    labels = separate(mask, planes.get("core"), planes.get("white_cell"))
-    runs = Runs.of(labels)
+    labels, runs = _separate(mask, planes.get("core"), planes.get("white_cell"))
     return Parted(labels, runs.areas()[1:], mask, probability, planes, runs)
 
 
@@ -190,6 +189,12 @@ def separate(
     Returns:
         int32 (h, w), 0 background, 1..n without gaps.
     """
+    return _separate(mask, core, white)[0]
+
+
+def _separate(
+    mask: npt.NDArray[np.bool_], core: Floats | None, white: Floats | None
+) -> tuple[Labels, Runs]:
     filled = fill_holes(mask)
     if core is None:
         distance = _distance(filled)
@@ -200,7 +205,11 @@ def separate(
         if white is not None:
             seeds = _join_within(seeds, (white > WHITE_THRESHOLD) & filled)
         labels = _flood(core, seeds, filled)
-    return _drop_small(labels, least_px=SPECK_PX, share=SPECK_SHARE)
+    runs = Runs.of(labels)
+    number = _large_ones(runs.areas(), least_px=SPECK_PX, share=SPECK_SHARE)
+    if number[-1] < number.size - 1:
+        labels, runs = runs.drawn(number), runs.renumbered(number)
+    return labels, runs
 
 
 def _distance(mask: npt.NDArray[np.bool_]) -> Floats:
@@ -233,7 +242,7 @@ def _flood(core: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     crowded = seeds_in > 1
     crowded[0] = False
     if crowded.any():
-        among = crowded.take(pieces)
+        among = mask & (labels == 0)
         # The core says which cell, the distance where its edge is.
         relief = np.float32(-0.02) * _distance(mask) - cv2.GaussianBlur(core, (0, 0), 1.0)
         np.copyto(labels, _part(relief, seeds, among, pieces), where=among)
@@ -256,33 +265,40 @@ def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: L
     Returns:
         int32 (h, w), 1..n in the crowded pieces.
     """
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     framed = cv2.copyMakeBorder(
         np.where(among, relief, np.float32(np.inf)), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=np.inf
     )
     labels: Labels = cv2.copyMakeBorder(seeds, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     heights, flat, stride = framed.ravel(), labels.ravel(), framed.shape[1]
-    at = np.flatnonzero((flat == 0) & (heights < np.inf))
-    steps = np.array([-stride, -1, 1, stride])
-    lowest, down, ties = heights[at], at.copy(), np.zeros(at.size, bool)
-    for step in steps:
-        beside = heights[at + step]
-        lower = beside < lowest
-        ties |= beside == lowest
-        ties &= ~lower
-        np.copyto(lowest, beside, where=lower)
-        np.copyto(down, at + step, where=lower)
-    # Each looks where the one below it looks, until all look at a seed or into a dip.
-    below = np.arange(flat.size)
-    below[at] = down
-    while not np.array_equal(further := below[down], down):
-        below[at] = down = further
-    flat[at] = flat[down]
+    steps = np.array([0, -stride, -1, 1, stride])
+    centre = heights[stride:-stride]
+    around = [heights[stride + step : heights.size - stride + step] for step in steps[1:]]
+    lowest = np.minimum(np.minimum(around[0], around[1]), np.minimum(around[2], around[3]))
+    free = np.flatnonzero((centre < np.inf) & (flat[stride:-stride] == 0))
+    # Which of the steps leads down; of equal ones the last, and none out of a dip.
+    step_down, equal = np.zeros(centre.size, np.uint8), np.zeros(centre.size, np.uint8)
+    for number, beside in enumerate(around, start=1):
+        here = (beside == lowest).view(np.uint8)
+        equal += here
+        np.maximum(step_down, here * np.uint8(number), out=step_down)
+    step_down *= lowest < centre
+    at = free + stride
+    # Each looks where the one below it looks, until all look at a seed or into a dip. Seeds are
+    # numbered after the pixels.
+    nodes = flat.astype(np.int64) + at.size
+    nodes[at] = np.arange(at.size)
+    below = np.append(
+        nodes[at + steps[step_down[free]]], np.arange(at.size, at.size + seeds.max() + 1)
+    )
+    while not np.array_equal(further := below[below], below):
+        below = further
+    flat[at] = np.maximum(below[: at.size] - at.size, 0)
     parted = labels[1:-1, 1:-1]
     # Of two lowest neighbours the one that the flood came to first decides: that is its own affair.
-    tied, low = at[ties], lowest[ties]
+    tied = at[(equal[free] > 1) & (step_down[free] > 0)]
+    low = lowest[tied - stride]
     differ = np.zeros(tied.size, bool)
-    for step in steps:
+    for step in steps[1:]:
         differ |= (heights[tied + step] == low) & (flat[tied + step] != flat[tied])
     if differ.any():
         y, x = np.divmod(tied[differ], stride)
@@ -292,8 +308,9 @@ def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: L
         x, y, width, height = cv2.boundingRect(left.view(np.uint8))
         # The pixels around belong to it, for the flood comes from them.
         window = (slice(max(0, y - 1), y + height + 1), slice(max(0, x - 1), x + width + 1))
-        around = cv2.dilate(left[window].view(np.uint8), cross) > 0
-        flooded = watershed(relief[window], parted[window], mask=around & among[window])
+        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+        reached = cv2.dilate(left[window].view(np.uint8), cross) > 0
+        flooded = watershed(relief[window], parted[window], mask=reached & among[window])
         np.copyto(parted[window], flooded, where=left[window], casting="same_kind")
     return parted
 
@@ -331,9 +348,10 @@ def _distance_seeds(distance: Floats) -> Labels:
 
 def _core_seeds(core: Floats, mask: npt.NDArray[np.bool_]) -> Labels:
     """Number the cores: pieces above the first level, or what they fall into above the others."""
-    pieces = _pieces((core > CORE_LEVELS[0]) & mask)
+    cores = (core > CORE_LEVELS[0]) & mask
+    pieces = _pieces(cores)
     # Nothing happens outside the cores, which are a small part of the picture.
-    at = np.flatnonzero(pieces > 0)
+    at = np.flatnonzero(cores)
     own = pieces.ravel()[at]
     own = _large_ones(np.bincount(own), least_px=4, share=SEED_SHARE)[own]
     areas = np.bincount(own)[1:]
@@ -391,13 +409,6 @@ def _seed_the_rest(seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     seeded[0] = True
     numbers = np.where(seeded, 0, np.cumsum(~seeded) + int(seeds.max(initial=0)))
     return np.where(seeds > 0, seeds, numbers[pieces]).astype(np.int32)
-
-
-def _drop_small(labels: Labels, *, least_px: int, share: float) -> Labels:
-    """Drop labels under a number of pixels or a share of the median label; close the gaps."""
-    runs = Runs.of(labels)
-    number = _large_ones(runs.areas(), least_px=least_px, share=share)
-    return labels if number[-1] == number.size - 1 else runs.drawn(number)
 
 
 def _large_ones(areas: npt.NDArray[np.int64], *, least_px: int, share: float) -> Labels:
@@ -516,10 +527,11 @@ def _grown(labels: Labels) -> Labels:
 def _without_gaps(labels: Labels, count: int) -> tuple[Labels, npt.NDArray[np.bool_]]:
     """Renumber the labels that have pixels; tell which of 1..count those are."""
     present = np.zeros(count + 1, bool)
-    # All but the smallest show in every fourth row and column already.
-    present[labels[::4, ::4]] = True
-    if present[1:].all():
-        return labels, present[1:]
+    # All but the smallest show in some rows and columns already.
+    for step in (8, 4):
+        present[labels[::step, ::step]] = True
+        if present[1:].all():
+            return labels, present[1:]
     runs = Runs.of(labels)
     present[runs.label] = True
     if present[1:].all():

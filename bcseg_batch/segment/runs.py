@@ -6,7 +6,7 @@ the pixels takes next to no time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -40,7 +40,14 @@ class Runs:
         np.not_equal(flat[1:], flat[:-1], out=breaks.ravel()[1:])
         breaks[:, :1] = True
         start = np.flatnonzero(breaks)
-        return cls(flat[start], start, np.diff(start, append=flat.size), breaks)
+        length = np.empty_like(start)
+        np.subtract(start[1:], start[:-1], out=length[:-1])
+        length[-1:] = flat.size - start[-1:]
+        return cls(flat[start], start, length, breaks)
+
+    def renumbered(self, numbers: npt.NDArray[np.int32]) -> Runs:
+        """Put numbers[i] in the place of label i; neighbours may bear one number then."""
+        return replace(self, label=numbers[self.label])
 
     def areas(self) -> npt.NDArray[np.int64]:
         """Count the pixels of each label: int64 (n + 1,), of label i at index i."""
