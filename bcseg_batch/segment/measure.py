@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bcseg_batch.segment.cells import CellKind, Cells
+from bcseg_batch.segment.runs import Runs
 
 Labels = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
@@ -121,7 +122,7 @@ def measure_cells(
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """The stretches of rows that bear one label, from top to bottom and from left to right.
+    """The runs of the cells, from top to bottom and from left to right.
 
     Attributes:
         label: int32 (r,), 1 and above: the background has no runs.
@@ -145,22 +146,15 @@ class _Runs:
 
 def _runs(labels: Labels, pixels: npt.NDArray[np.uint8]) -> tuple[_Runs, list[Floats]]:
     """Find the runs, and the sums of the three colours over each."""
-    height, width = labels.shape
-    breaks = np.empty((height, width), bool)
-    # From end to end, which takes half the time of row by row.
-    np.not_equal(labels.ravel()[1:], labels.ravel()[:-1], out=breaks.ravel()[1:])
-    breaks[:, 0] = True
-    starts = np.flatnonzero(breaks)
-    numbers = labels.ravel()[starts]
-    cell = numbers > 0
-    row, first = np.divmod(starts[cell], width)
-    length = np.diff(starts, append=labels.size)[cell]
+    runs = Runs.of(labels)
+    cell = np.flatnonzero(runs.label)
+    row, first = np.divmod(runs.start[cell], labels.shape[1])
     # A sum from each start to the next: the background is summed with the rest and left out.
     sums = [
-        np.add.reduceat(plane.ravel(), starts, dtype=np.uint32)[cell].astype(np.float64)
+        np.add.reduceat(plane.ravel(), runs.start, dtype=np.uint32)[cell].astype(np.float64)
         for plane in cv2.split(pixels)
     ]
-    return _Runs(numbers[cell], row, first, length, breaks), sums
+    return _Runs(runs.label[cell], row, first, runs.length[cell], runs.breaks), sums
 
 
 def _sum_by(labels: Labels, values: npt.NDArray[np.generic], count: int) -> Floats:
@@ -171,20 +165,14 @@ def _sum_by(labels: Labels, values: npt.NDArray[np.generic], count: int) -> Floa
 
 def _boxes(runs: _Runs, count: int) -> Ints:
     """First row, first column, row after the last, column after the last: int64 (4, count)."""
-    # Grouped by label, the rows of each still from top to bottom.
-    order = np.argsort(runs.label, kind="stable")
-    begin = np.searchsorted(runs.label[order], np.arange(1, count + 1))
-    if not count:
-        return np.zeros((4, 0), np.int64)
-    row, first = runs.row[order], runs.first[order]
-    return np.stack(
-        [
-            np.minimum.reduceat(row, begin),
-            np.minimum.reduceat(first, begin),
-            np.maximum.reduceat(row, begin) + 1,
-            np.maximum.reduceat(first + runs.length[order], begin),
-        ]
-    )
+    box = np.zeros((4, count), np.int64)
+    box[:2] = np.iinfo(np.int64).max
+    cell = runs.label - 1
+    np.minimum.at(box[0], cell, runs.row)
+    np.minimum.at(box[1], cell, runs.first)
+    np.maximum.at(box[2], cell, runs.row + 1)
+    np.maximum.at(box[3], cell, runs.first + runs.length)
+    return box
 
 
 def _eccentricities(runs: _Runs, centroid: Floats, areas: Floats) -> Floats:
@@ -227,11 +215,13 @@ def _perimeters(labels: Labels, breaks: Bools, count: int) -> Floats:
     height, width = labels.shape
     # A border pixel has a pixel of another label, or the image's end, on one of its four sides.
     edge = breaks.copy()
-    edge[:, :-1] |= breaks[:, 1:]
-    edge[:, -1] = edge[0] = edge[-1] = True
-    across = labels[1:] != labels[:-1]
-    edge[1:] |= across
-    edge[:-1] |= across
+    edge[0] = edge[-1] = True
+    # From end to end again: a row ends where the next one starts with a break.
+    flat = edge.ravel()
+    flat[:-1] |= breaks.ravel()[1:]
+    across = (labels[1:] != labels[:-1]).ravel()
+    flat[width:] |= across
+    flat[:-width] |= across
     edge &= labels > 0
     at = np.flatnonzero(edge)
     own = labels.ravel()[at]
@@ -290,18 +280,26 @@ def _hull_side(row: Ints, column: Ints, rows: Ints) -> Ints:
     y = np.flatnonzero(outline < nothing - 1)
     x = outline[y]
     # A cell begins where the rows leave a gap: there is no point in the empty row between two.
-    cell = np.searchsorted(rows[np.diff(rows, prepend=-1) > 1] * 2 - 1, y, side="right")
+    cell = _count_up_to(rows[np.diff(rows, prepend=-1) > 1] * 2 - 1, outline.size)[y]
     while True:
         # What lies on or right of the line between its neighbours is no corner of the hull. All
         # such points go at once: each lies between two others, so that the hull stays.
         (dy, dx), same = (np.diff(y), np.diff(x)), cell[2:] == cell[:-2]
         corner = np.ones(y.size, bool)
         corner[1:-1] = ~same | (dx[:-1] * dy[1:] < dx[1:] * dy[:-1])
-        if corner.all():
+        kept = np.flatnonzero(corner)
+        if kept.size == y.size:
             break
-        y, x, cell = y[corner], x[corner], cell[corner]
-    above = np.searchsorted(y, 2 * rows, side="right") - 1
+        y, x, cell = y[kept], x[kept], cell[kept]
+    above = _count_up_to(y, outline.size)[2 * rows] - 1
     y0, y1, x0, x1 = y[above], y[above + 1], x[above], x[above + 1]
     # The column halved and rounded up.
     columns: Ints = -((x0 * (2 * rows - y1) - x1 * (2 * rows - y0)) // (2 * (y1 - y0)))
     return columns
+
+
+def _count_up_to(positions: Ints, size: int) -> Ints:
+    """Count the positions, each there once, up to each of 0..size - 1, itself included."""
+    marks = np.zeros(size, np.int64)
+    marks[positions] = 1
+    return np.cumsum(marks)

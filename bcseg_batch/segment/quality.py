@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -145,11 +145,13 @@ def measure_light(thumbnail: Bytes, foreground: float) -> Measures:
         thumbnail: uint8 (S, S, 3) RGB, the image stretched to a square.
         foreground: share of the image's pixels that are cells.
     """
-    small = _split(thumbnail[::2, ::2])
-    grey = _grey([plane[::2, ::2] for plane in small])
+    return _light(_split(thumbnail), foreground)
+
+
+def _light(planes: list[Bytes], foreground: float) -> Measures:
     return Measures(
-        white=_share(_darkest(small) >= _WHITE),
-        brightness=float(np.percentile(grey, 95)),
+        white=_share(_darkest([plane[::2, ::2] for plane in planes]) >= _WHITE),
+        brightness=_quantile(_grey([plane[::4, ::4] for plane in planes]), 0.95),
         foreground=foreground,
     )
 
@@ -172,14 +174,14 @@ def measure_quality(
         threshold: a pixel is foreground above it.
     """
     mask = cell > threshold
-    light = measure_light(thumbnail, _share(mask))
+    planes = _split(thumbnail)
+    light = _light(planes, _share(mask))
     if diameter_px is None or not mask.any():
         return light
     # A rim around the cells belongs to neither: there the light is bent, and the mask unsure.
     inner = cv2.erode(mask.view(np.uint8), np.ones((3, 3), np.uint8)) > 0
     outer = cv2.dilate(mask.view(np.uint8), np.ones((7, 7), np.uint8)) == 0
     every = (slice(None, None, 3), slice(None, None, 3))  # enough for medians
-    planes = _split(thumbnail)
     small = [plane[every] for plane in planes]
     inside = _picked(small, inner[every] if inner[every].any() else mask[every])
     outside = _picked(small, outer[every])
@@ -190,9 +192,12 @@ def measure_quality(
         # Between crowded cells there is hardly any empty slide: the brightest tenth is the best.
         grey = _grey(small)
         outside = _picked(small, grey >= np.percentile(grey, 90))
-    background = np.median(outside, axis=1)
-    density = np.median(np.log((background[:, np.newaxis] + 1) / (inside + 1)), axis=1)
-    contrast = abs(float(background[1] - np.median(inside[1])))
+    background = [_quantile(plane, 0.5) for plane in outside]
+    density = [
+        _quantile(np.log(np.float32(empty + 1) / (plane + 1)), 0.5)
+        for empty, plane in zip(background, inside, strict=True)
+    ]
+    contrast = abs(background[1] - _quantile(inside[1], 0.5))
     logs = np.log(inside + 8)
     return Measures(
         white=light.white,
@@ -208,8 +213,8 @@ def measure_quality(
         solidity=solidity,
         sameness=_sameness(planes),
         look=(
-            *(float(value) for value in np.log(background + 1)),
-            *(float(value) for value in density),
+            *(math.log(value + 1) for value in background),
+            *density,
             math.log(diameter_px),
         ),
     )
@@ -246,8 +251,19 @@ def _share(where: Bools) -> float:
 
 
 def _spread(values: Floats) -> float:
-    low, high = np.percentile(values, (10, 90))
-    return float(high - low)
+    ordered = np.sort(values)
+    return _quantile(ordered, 0.9) - _quantile(ordered, 0.1)
+
+
+def _quantile(values: npt.NDArray[np.floating[Any]], share: float) -> float:
+    """Give the value below which a share of all lies, on a line between the two next to it.
+
+    So does `np.percentile`, in several times the time that numpy takes to sort.
+    """
+    ordered = np.sort(values, axis=None)
+    place = share * (ordered.size - 1)
+    low, high = (float(ordered[end]) for end in (math.floor(place), math.ceil(place)))
+    return low + (high - low) * (place - math.floor(place))
 
 
 def _colours(logs: Floats) -> float:
@@ -282,7 +298,7 @@ def _edge_width(green: Bytes, mask: Bools, contrast: float, diameter_px: float) 
     )
     # The outline may lie a few pixels beside the edge: the steepest place nearby counts.
     steepest = cv2.dilate(slope, np.ones((7, 7), np.uint8))[outline > 0]
-    return float(contrast / max(float(np.median(steepest)), 0.1) / diameter_px)
+    return float(contrast / max(_quantile(steepest, 0.5), 0.1) / diameter_px)
 
 
 def assess(
