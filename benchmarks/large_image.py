@@ -28,7 +28,7 @@ import tifffile
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.segment.cells import part_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.postprocess import blend_table, composite_image, probability
+from bcseg_batch.segment.postprocess import Blend, composite_image, probability
 from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.segment.preprocess import to_network_input
 from bcseg_batch.segment.tiling import (
@@ -109,7 +109,7 @@ def run(path: Path, folder: Path, batch_size: int) -> dict[str, float]:
         if done % 20 == 0 or done == of:
             print(f"\r{done} of {of} tiles, {peak_bytes() / 1e9:.2f} GB", end="", file=sys.stderr)
 
-    table = blend_table((160, 0, 20), 0.3)
+    blend = Blend.of((160, 0, 20), 0.3)
     cells = 0
     shape = raster.shape_hw
     with (
@@ -130,7 +130,7 @@ def run(path: Path, folder: Path, batch_size: int) -> dict[str, float]:
             on_progress=show,
         ):
             mask.write(band.mask)
-            composite.write(composite_image(band.pixels, band.mask, table))
+            composite.write(composite_image(band.pixels, band.mask, blend))
             labels.write(band.labels)
             cells += len(band.numbers)
     print(file=sys.stderr)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import bcseg_batch.weights
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.postprocess import blend_table, composite_image
+from bcseg_batch.segment.postprocess import Blend, composite_image
 from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.store.images import decode_image
 from bcseg_training.plots import CellsPicture, outlined
@@ -43,11 +43,11 @@ def save(name: str, rows: list[list[Bytes]]) -> None:
 
 def main() -> None:
     segment = shipped()
-    table = blend_table((160, 0, 20), 0.3)
+    blend = Blend.of((160, 0, 20), 0.3)
 
     smear = decode_image(ROOT / "samples/synth_00000.jpg", max_pixels=10**8).pixels
     mask = segment(smear).mask.view(np.uint8) * np.uint8(255)
-    pair = [cv2.resize(p, (800, 600)) for p in (smear, composite_image(smear, mask, table))]
+    pair = [cv2.resize(p, (800, 600)) for p in (smear, composite_image(smear, mask, blend))]
     save("before-after.jpg", [[np.asarray(p) for p in pair]])
 
     pictures = []

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bcseg_batch.segment.postprocess import (
+    Blend,
     blend_table,
     composite_image,
     mask_from_probability,
@@ -19,7 +20,7 @@ from bcseg_batch.segment.postprocess import (
     resize_probability,
 )
 
-ORIGINAL_TABLE = blend_table((160, 0, 20), 0.3)
+ORIGINAL = Blend.of((160, 0, 20), 0.3)
 Shape = tuple[int, int]
 shapes = st.tuples(st.integers(1, 70), st.integers(1, 70))
 
@@ -52,7 +53,7 @@ def test_blood_red_of_every_value_is_the_originals() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[np.newaxis, :, np.newaxis], 3, axis=2)
     mask = np.full((1, 256), 255, np.uint8)
     np.testing.assert_array_equal(
-        composite_image(ramp, mask, ORIGINAL_TABLE), original_blood_red(ramp, mask)
+        composite_image(ramp, mask, ORIGINAL), original_blood_red(ramp, mask)
     )
 
 
@@ -63,7 +64,7 @@ def test_blood_red_of_an_image_is_the_originals(shape_hw: Shape, seed: int) -> N
     pixels = rng.integers(0, 256, (*shape_hw, 3), dtype=np.uint8)
     mask = rng.choice(np.array([0, 255], np.uint8), shape_hw)
     before = pixels.copy()
-    composite = composite_image(pixels, mask, ORIGINAL_TABLE)
+    composite = composite_image(pixels, mask, ORIGINAL)
     np.testing.assert_array_equal(composite, original_blood_red(pixels, mask))
     np.testing.assert_array_equal(pixels, before)
 
@@ -74,8 +75,8 @@ def test_composite_of_a_view_and_of_read_only_pixels() -> None:
     mask[5:10] = 255
     turned = np.rot90(pixels)
     turned.flags.writeable = False
-    expected = np.rot90(composite_image(pixels, mask, ORIGINAL_TABLE))
-    result = composite_image(turned, np.rot90(mask), ORIGINAL_TABLE)
+    expected = np.rot90(composite_image(pixels, mask, ORIGINAL))
+    result = composite_image(turned, np.rot90(mask), ORIGINAL)
     np.testing.assert_array_equal(result, expected)
 
 
@@ -90,6 +91,33 @@ def test_table_is_the_truncated_blend(
 ) -> None:
     row = blend_table(colour, alpha)[value]
     assert row.tolist() == [int((1 - alpha) * value + alpha * c) for c in colour]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    colour=st.tuples(*[st.integers(0, 255)] * 3),
+    alpha=st.one_of(st.integers(0, 100).map(lambda percent: percent / 100), st.floats(0, 1)),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_every_blend_is_that_of_its_table(
+    colour: tuple[int, int, int], alpha: float, width: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.permuted(np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, 1), axis=0)
+    pixels = np.resize(values, (256, width, 3))
+    table = blend_table(colour, alpha)
+    expected = np.stack([table[:, c][pixels[..., c]] for c in range(3)], axis=2)
+    mask = np.full(pixels.shape[:2], 255, np.uint8)
+    composite = composite_image(pixels, mask, Blend.of(colour, alpha))
+    np.testing.assert_array_equal(composite, expected)
+
+
+def test_the_original_s_blend_is_a_line_with_exceptions_and_others_are_looked_up() -> None:
+    assert ORIGINAL.line is not None
+    assert len(ORIGINAL.short) > 0
+    rough = Blend.of((7, 100, 211), 0.123456789)
+    assert (rough.line is None) or len(rough.short) <= 4
 
 
 def test_ends_of_the_table() -> None:

@@ -151,7 +151,7 @@ def measure_light(thumbnail: Bytes, foreground: float) -> Measures:
 def _light(planes: list[Bytes], foreground: float) -> Measures:
     return Measures(
         white=_share(_darkest([plane[::2, ::2] for plane in planes]) >= _WHITE),
-        brightness=_quantile(_grey([plane[::4, ::4] for plane in planes]), 0.95),
+        brightness=_quantiles(_grey([plane[::4, ::4] for plane in planes]), 0.95)[0],
         foreground=foreground,
     )
 
@@ -192,12 +192,12 @@ def measure_quality(
         # Between crowded cells there is hardly any empty slide: the brightest tenth is the best.
         grey = _grey(small)
         outside = _picked(small, grey >= np.percentile(grey, 90))
-    background = [_quantile(plane, 0.5) for plane in outside]
+    background = [_median(plane) for plane in outside]
     density = [
-        _quantile(np.log(np.float32(empty + 1) / (plane + 1)), 0.5)
+        _median(np.log(np.float32(empty + 1) / (plane + 1)))
         for empty, plane in zip(background, inside, strict=True)
     ]
-    contrast = abs(background[1] - _quantile(inside[1], 0.5))
+    contrast = abs(background[1] - _median(inside[1]))
     logs = np.log(inside + 8)
     return Measures(
         white=light.white,
@@ -251,19 +251,26 @@ def _share(where: Bools) -> float:
 
 
 def _spread(values: Floats) -> float:
-    ordered = np.sort(values)
-    return _quantile(ordered, 0.9) - _quantile(ordered, 0.1)
+    low, high = _quantiles(values, 0.1, 0.9)
+    return high - low
 
 
-def _quantile(values: npt.NDArray[np.floating[Any]], share: float) -> float:
-    """Give the value below which a share of all lies, on a line between the two next to it.
+def _median(values: npt.NDArray[np.floating[Any]]) -> float:
+    (median,) = _quantiles(values, 0.5)
+    return median
+
+
+def _quantiles(values: npt.NDArray[np.floating[Any]], *shares: float) -> list[float]:
+    """Give the values below which shares of all lie, on a line between the two next to each.
 
     So does `np.percentile`, in several times the time that numpy takes to sort.
     """
     ordered = np.sort(values, axis=None)
-    place = share * (ordered.size - 1)
-    low, high = (float(ordered[end]) for end in (math.floor(place), math.ceil(place)))
-    return low + (high - low) * (place - math.floor(place))
+    places = np.array(shares) * (ordered.size - 1)
+    below = np.floor(places).astype(np.intp)
+    low, high = (ordered[at].astype(np.float64) for at in (below, np.ceil(places).astype(np.intp)))
+    found: list[float] = (low + (high - low) * (places - below)).tolist()
+    return found
 
 
 def _colours(logs: Floats) -> float:
@@ -298,7 +305,7 @@ def _edge_width(green: Bytes, mask: Bools, contrast: float, diameter_px: float) 
     )
     # The outline may lie a few pixels beside the edge: the steepest place nearby counts.
     steepest = cv2.dilate(slope, np.ones((7, 7), np.uint8))[outline > 0]
-    return float(contrast / max(_quantile(steepest, 0.5), 0.1) / diameter_px)
+    return float(contrast / max(_median(steepest), 0.1) / diameter_px)
 
 
 def assess(

@@ -20,7 +20,7 @@ from bcseg_batch.segment.cells import CellKind, Cells, Parted, enlarge_cells, pa
 from bcseg_batch.segment.measure import COLUMNS, UM_COLUMNS, measure_cells
 from bcseg_batch.segment.placement import Placement
 from bcseg_batch.segment.postprocess import (
-    blend_table,
+    Blend,
     composite_image,
     mask_from_probability,
     mean_confidence,
@@ -188,7 +188,7 @@ class Finisher:
         self._outputs = outputs
         self._options = options
         self._placement = placement
-        self._blend = blend_table(options.colour, options.alpha)
+        self._blend = Blend.of(options.colour, options.alpha)
 
     def is_large(self, item: Prepared) -> bool:
         """Say whether no array of the image's own size may be made of it."""
