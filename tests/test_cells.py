@@ -14,12 +14,17 @@ from skimage.segmentation import expand_labels, watershed
 
 from bcseg_batch.segment.cells import (
     CellKind,
+    enlarge_cells,
     enlarge_labels,
     fill_holes,
     find_cells,
+    flood_among,
+    part_cells,
     separate,
 )
 from bcseg_batch.segment.measure import measure_cells
+from bcseg_batch.segment.postprocess import mask_from_probability
+from bcseg_batch.segment.runs import Runs
 
 NAMES = ("cell", "core", "white_cell", "platelet")
 
@@ -151,6 +156,79 @@ def test_enlarged_labels_reach_as_far_as_scikit_image_grows_them(
 def test_holes_are_those_that_scipy_fills(mask: npt.NDArray[np.bool_]) -> None:
     assert np.array_equal(fill_holes(mask, largest_share=1), ndimage.binary_fill_holes(mask))
     assert np.array_equal(fill_holes(mask, largest_share=0), mask)
+
+
+def random_planes(seed: int, *, steps: int | None = None) -> npt.NDArray[np.float32]:
+    """Smooth random maps; of a few steps only they are full of plateaus and of ties."""
+    rng = np.random.default_rng(seed)
+    maps = [
+        cv2.GaussianBlur(rng.normal(size=(120, 150)).astype(np.float32), (0, 0), sigma)
+        for sigma in (6, 3, 8, 3)
+    ]
+    soft = np.stack([1 / (1 + np.exp(-4 * plane / plane.std())) for plane in maps])
+    if steps is not None:
+        soft = np.round(soft * steps) / steps
+    return soft.astype(np.float32)
+
+
+@pytest.mark.parametrize("steps", [None, 8, 4])
+@pytest.mark.parametrize("seed", range(8))
+def test_crowded_pieces_are_flooded_as_by_scikit_image(seed: int, steps: int | None) -> None:
+    mask, core = random_planes(seed, steps=steps)[:2]
+    filled = fill_holes(mask > 0.3)
+    _, pieces = cv2.connectedComponents(filled.astype(np.uint8), connectivity=4)
+    seeds, _ = ndimage.label((core > 0.7) & filled)
+    seeds = seeds.astype(np.int32)
+    seeds_in = [np.unique(seeds[(pieces == piece) & (seeds > 0)]).size for piece in range(999)]
+    among = filled & (np.array(seeds_in)[pieces] > 1)
+    assert among.any()
+    relief = -core - np.float32(0.02) * ndimage.distance_transform_edt(filled).astype(np.float32)
+    found = np.where(among, flood_among(relief, seeds, among), 0)
+    if steps is None:
+        assert np.array_equal(found, watershed(relief, seeds, mask=among))
+    # Where heights are equal there is more than one answer, but always a whole one.
+    assert np.array_equal(found > 0, among)
+    assert np.array_equal(found[among & (seeds > 0)], seeds[among & (seeds > 0)])
+    for number in np.unique(found[among]):
+        assert ndimage.label(found == number)[1] == 1
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_cells_parted_first_and_enlarged_later_are_those_found_at_once(
+    seed: int, threshold: float
+) -> None:
+    planes, shape_hw = random_planes(seed), (333, 401)
+    at_once = find_cells(planes, NAMES, shape_hw, threshold=threshold)
+    parted = part_cells(planes, NAMES, threshold=threshold)
+    assert np.array_equal(parted.labels, separate(planes[0] > threshold, planes[1], planes[2]))
+    assert np.array_equal(parted.areas, np.bincount(parted.labels.ravel())[1:])
+    np.testing.assert_allclose(
+        parted.means(planes[0]),
+        ndimage.mean(planes[0], parted.labels, range(1, parted.areas.size + 1)),
+        rtol=1e-6,
+    )
+    later = enlarge_cells(parted, mask_from_probability(planes[0], shape_hw, threshold) > 0)
+    for name in ("labels", "kinds", "touches_border"):
+        assert np.array_equal(getattr(later, name), getattr(at_once, name))
+
+
+@settings(deadline=None)
+@given(
+    npst.arrays(
+        np.int32,
+        npst.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9),
+        elements=st.integers(0, 3),
+    )
+)
+def test_runs_say_what_the_labels_say(labels: npt.NDArray[np.int32]) -> None:
+    runs = Runs.of(labels)
+    assert np.array_equal(runs.drawn(np.arange(4)), labels)
+    assert np.array_equal(runs.areas(), np.bincount(labels.ravel()))
+    plane = np.arange(labels.size, dtype=np.float32).reshape(labels.shape)
+    assert np.array_equal(runs.sums(plane, 3), np.bincount(labels.ravel(), plane.ravel(), 4))
+    swapped = np.array([0, 2, 1, 0], np.int32)
+    assert np.array_equal(runs.renumbered(swapped).drawn(np.arange(4)), swapped[labels])
 
 
 @pytest.mark.parametrize("seed", range(6))

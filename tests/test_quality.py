@@ -70,6 +70,56 @@ def test_the_width_of_an_edge_grows_with_blur_as_the_formula_says() -> None:
     assert widths == sorted(widths)
 
 
+@pytest.mark.parametrize("radius_px", [12, 20, 31, 60])
+def test_measures_are_those_of_their_definitions(radius_px: int) -> None:
+    """In plain numpy, over whole pixels."""
+    picture, cell = discs(radius_px)
+    rng = np.random.default_rng(radius_px)
+    picture = np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
+    picture[40:90, 40:200] = rng.choice(np.array([0, 254, 255], np.uint8), (50, 160, 1))
+    cell = np.clip(cell * rng.normal(0.9, 0.1, cell.shape), 0, 1).astype(np.float32)
+    found = measure_quality(picture, cell, 40.0)
+    mask = cell > 0.5
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    outer = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) == 0
+    small = picture[::3, ::3].astype(np.float64)
+    inside, outside = small[inner[::3, ::3]], small[outer[::3, ::3]]
+    even = len(outside) >= 0.02 * small[..., 0].size
+    if not even:
+        grey = small.mean(axis=2)
+        outside = small[grey >= np.percentile(grey, 90)]
+    background = np.median(outside, axis=0)
+    contrast = abs(background[1] - np.median(inside[:, 1]))
+
+    def spread(values: npt.NDArray) -> float:
+        return float(np.subtract(*np.percentile(values, (90, 10))))
+
+    def colours(pixels: npt.NDArray) -> float:
+        logs = np.log(pixels + 8)
+        return max(spread(logs[:, 0] - logs[:, 1]), spread(logs[:, 2] - logs[:, 1]))
+
+    here = picture[:-1, :-1]
+    told = (here.max(axis=2) < 253) & (here.min(axis=2) > 0)
+    same = (here == picture[:-1, 1:]).all(axis=2) & (here == picture[1:, :-1]).all(axis=2)
+    expected = {
+        "white": (picture[::2, ::2].min(axis=2) >= 253).mean(),
+        "brightness": np.percentile(picture[::4, ::4].mean(axis=2), 95),
+        "foreground": mask.mean(),
+        "burnt": (inside.max(axis=1) >= 253).mean(),
+        "certainty": (cell[mask] >= 0.8).mean(),
+        "flatness": spread(outside[:, 1]) / contrast if even else None,
+        "background_colours": colours(outside) if even else None,
+        "cell_colours": colours(inside),
+        "cell_light": spread(np.log(inside[:, 1] + 8)),
+        "sameness": same[told].mean(),
+    }
+    for name, value in expected.items():
+        measured = getattr(found, name)
+        assert measured == (None if value is None else pytest.approx(value, rel=1e-5)), name
+    density = np.median(np.log((background + 1) / (inside + 1)), axis=0)
+    assert found.look == pytest.approx((*np.log(background + 1), *density, np.log(40)), rel=1e-5)
+
+
 def test_blur_is_told_in_cells_and_not_in_pixels() -> None:
     picture, cell = discs()
     blurred = cv2.GaussianBlur(picture, (0, 0), 5)

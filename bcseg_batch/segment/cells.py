@@ -245,25 +245,25 @@ def _flood(core: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
         among = mask & (labels == 0)
         # The core says which cell, the distance where its edge is.
         relief = np.float32(-0.02) * _distance(mask) - cv2.GaussianBlur(core, (0, 0), 1.0)
-        np.copyto(labels, _part(relief, seeds, among, pieces), where=among)
+        np.copyto(labels, flood_among(relief, seeds, among), where=among)
     return labels
 
 
-def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: Labels) -> Labels:
-    """Part crowded pieces of the mask by the watershed of scikit-image, most of it without it.
+def flood_among(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_]) -> Labels:
+    """Part crowded pieces of the mask as scikit-image's watershed does, most of it without it.
 
-    The flood comes to a pixel from the lowest of its four neighbours, if it reaches all of them in
-    the order of their heights. So it does wherever the way down ends in a seed: these pixels get
-    the seed at its end. Where it ends in a dip without a seed, the flood has to be played through.
+    The flood takes the pixels in the order of their heights, each from the lowest of its four
+    neighbours, wherever the way down from it ends in a seed: so it gets the seed at its end. Where
+    it ends in a dip without a seed, the flood has to be played through; and so it has everywhere
+    if two neighbours of one height lead to two seeds: their order is the flood's own affair.
 
     Args:
         relief: float32 (h, w).
         seeds: int32 (h, w), 1..n, 0 elsewhere.
-        among: bool (h, w), the crowded pieces.
-        pieces: int32 (h, w), numbers of all pieces.
+        among: bool (h, w), the crowded pieces; each has a seed.
 
     Returns:
-        int32 (h, w), 1..n in the crowded pieces.
+        int32 (h, w), 1..n in the crowded pieces, any number elsewhere.
     """
     framed = cv2.copyMakeBorder(
         np.where(among, relief, np.float32(np.inf)), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=np.inf
@@ -274,14 +274,14 @@ def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: L
     centre = heights[stride:-stride]
     around = [heights[stride + step : heights.size - stride + step] for step in steps[1:]]
     lowest = np.minimum(np.minimum(around[0], around[1]), np.minimum(around[2], around[3]))
-    free = np.flatnonzero((centre < np.inf) & (flat[stride:-stride] == 0))
-    # Which of the steps leads down; of equal ones the last, and none out of a dip.
+    # Which of the steps leads down, of equal ones the last; none out of a dip.
     step_down, equal = np.zeros(centre.size, np.uint8), np.zeros(centre.size, np.uint8)
     for number, beside in enumerate(around, start=1):
         here = (beside == lowest).view(np.uint8)
         equal += here
         np.maximum(step_down, here * np.uint8(number), out=step_down)
     step_down *= lowest < centre
+    free = np.flatnonzero((centre < np.inf) & (flat[stride:-stride] == 0))
     at = free + stride
     # Each looks where the one below it looks, until all look at a seed or into a dip. Seeds are
     # numbered after the pixels.
@@ -293,22 +293,21 @@ def _part(relief: Floats, seeds: Labels, among: npt.NDArray[np.bool_], pieces: L
     while not np.array_equal(further := below[below], below):
         below = further
     flat[at] = np.maximum(below[: at.size] - at.size, 0)
-    parted = labels[1:-1, 1:-1]
-    # Of two lowest neighbours the one that the flood came to first decides: that is its own affair.
     tied = at[(equal[free] > 1) & (step_down[free] > 0)]
-    low = lowest[tied - stride]
-    differ = np.zeros(tied.size, bool)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for step in steps[1:]:
-        differ |= (heights[tied + step] == low) & (flat[tied + step] != flat[tied])
-    if differ.any():
-        y, x = np.divmod(tied[differ], stride)
-        parted[np.isin(pieces, pieces[y - 1, x - 1]) & (seeds == 0)] = 0
+        beside = tied + step
+        if ((heights[beside] == lowest[tied - stride]) & (flat[beside] != flat[tied])).any():
+            inside = cv2.erode((seeds > 0).view(np.uint8), cross) > 0
+            whole: Labels = watershed(relief, seeds, mask=among & ~inside)
+            np.copyto(whole, seeds, where=inside)
+            return whole
+    parted = labels[1:-1, 1:-1]
     left = among & (parted == 0)
     if left.any():
         x, y, width, height = cv2.boundingRect(left.view(np.uint8))
         # The pixels around belong to it, for the flood comes from them.
         window = (slice(max(0, y - 1), y + height + 1), slice(max(0, x - 1), x + width + 1))
-        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
         reached = cv2.dilate(left[window].view(np.uint8), cross) > 0
         flooded = watershed(relief[window], parted[window], mask=reached & among[window])
         np.copyto(parted[window], flooded, where=left[window], casting="same_kind")

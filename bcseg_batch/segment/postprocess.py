@@ -15,7 +15,7 @@ MASK_FOREGROUND = 255
 _WHOLE = 1e-3
 # With more exceptions than these the look-up is faster.
 _MOST_SHORT = 4
-_BAND_BYTES = 2**18
+_BAND_BYTES = 2**19
 
 
 def probability(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -154,25 +154,6 @@ class Blend:
         has_short = np.array([values.size > 0 for values in short], np.uint8)
         return cls(table, line, np.stack(filled, axis=1), has_short)
 
-    def tinted(self, pixels: Bytes) -> Bytes:
-        """Look uint8 (h, w, 3) up in the table: a new array of the same shape."""
-        if self.line is None:
-            looked_up: Bytes = cv2.LUT(pixels, self.table[np.newaxis])
-            return looked_up
-        tinted: Bytes = cv2.transform(pixels, self.line)
-        if len(self.short):
-            # As rows of bytes: over a last axis of three numpy takes ten times as long.
-            height, width = pixels.shape[:2]
-            values = pixels.reshape(height, 3 * width)
-            is_short = np.zeros(values.shape, bool)
-            for row in self.short:
-                is_short |= values == np.tile(row, width)
-            less = is_short.view(np.uint8)
-            less &= np.tile(self.has_short, width)
-            rows = tinted.reshape(height, 3 * width)
-            rows -= less
-        return tinted
-
 
 def composite_image(pixels: Bytes, mask: Bytes, blend: Blend) -> Bytes:
     """Tint the cells; every other pixel is untouched.
@@ -187,10 +168,25 @@ def composite_image(pixels: Bytes, mask: Bytes, blend: Blend) -> Bytes:
     """
     height, width = mask.shape
     composite = np.empty((height, width, 3), np.uint8)
+    # As rows of bytes: over a last axis of three numpy takes ten times as long.
+    short = np.tile(blend.short, width)
+    has_short = np.tile(blend.has_short, width)
     # Band by band everything stays in the processor's cache.
     rows = max(1, _BAND_BYTES // (3 * max(1, width)))
     for top in range(0, height, rows):
         band = composite[top : top + rows]
         band[:] = pixels[top : top + rows]
-        cv2.copyTo(blend.tinted(band), mask[top : top + rows], band)
+        if blend.line is None:
+            tinted = cv2.LUT(band, blend.table[np.newaxis])
+        else:
+            tinted = cv2.transform(band, blend.line)
+            if len(short):
+                values = band.reshape(len(band), -1)
+                is_short = values == short[0]
+                for row in short[1:]:
+                    is_short |= values == row
+                less = is_short.view(np.uint8)
+                less &= has_short
+                np.subtract(tinted, less.reshape(tinted.shape), out=tinted)
+        cv2.copyTo(tinted, mask[top : top + rows], band)
     return composite
