@@ -40,6 +40,8 @@ class QuantisedSpec(BaseModel):
         input_size_px: side of the square input.
         out_channels: channels of the logits.
         constants_sha256: of the constants' bytes.
+        mean_shift: how far its probabilities for the pattern lay from float32's where it was made,
+            on average, in [0, 1].
         calibration_images: how many images its ranges were taken from.
         made_by: the programs that made it, with their versions.
         package_version: of the package that wrote the file.
@@ -51,6 +53,7 @@ class QuantisedSpec(BaseModel):
     input_size_px: int = Field(ge=64, le=4096)
     out_channels: int = Field(ge=1, le=16)
     constants_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    mean_shift: float = Field(ge=0, le=1)
     calibration_images: int = Field(ge=1)
     made_by: str = ""
     package_version: str = __version__

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,26 @@ def quantize(
     size_px = loaded.spec.input_size_px
     chosen = _choose(folders, count + max(2, count // _KEEP_BACK), seed)
     inputs = [tensor for path in chosen if (tensor := _read(path, size_px)) is not None]
-    kept_back = max(1, min(len(inputs) // _KEEP_BACK, len(inputs) - count))
     if len(inputs) < 2:
         raise UsageError(
             f"{len(inputs)} readable images are too few: one is needed to take the ranges from, "
             "and one to compare with"
         )
-    used, others = inputs[:-kept_back], inputs[-kept_back:]
+    # Of few, one in five is kept back all the same.
+    used_count = min(count, len(inputs) - max(1, len(inputs) // (_KEEP_BACK + 1)))
+    used, others = inputs[:used_count], inputs[used_count:]
     exact = Predictor(loaded.model, Placement("cpu", "float32", "to compare with"), size_px)
+    network = openvino_backend.convert(loaded.model, size_px)
+    # Where colours come in and probabilities go out, rounding shows most and costs least.
+    convolutions = [op for op in network.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    ends = [convolutions[0].get_friendly_name(), convolutions[-1].get_friendly_name()]
     network = nncf.quantize(
-        openvino_backend.convert(loaded.model, size_px),
+        network,
         nncf.Dataset([tensor[np.newaxis] for tensor in used]),
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(used),
+        ignored_scope=nncf.IgnoredScope(names=ends),
     )
     graph, constants = _serialised(network)
     spec = QuantisedSpec(
@@ -101,11 +107,14 @@ def quantize(
         input_size_px=size_px,
         out_channels=loaded.spec.out_channels,
         constants_sha256=hashlib.sha256(constants).hexdigest(),
+        mean_shift=1.0,  # not known yet
         calibration_images=len(used),
         made_by=f"openvino {openvino.__version__}, nncf {nncf.__version__}",
     )
     quantised = Quantised(spec, graph, constants, openvino_backend.pattern_answer(exact))
     rounded = openvino_backend.open_quantised(quantised, "to compare")
+    shift = openvino_backend.mean_shift(rounded, quantised)
+    quantised = replace(quantised, spec=spec.model_copy(update={"mean_shift": shift}))
     path = out or quantised_path(checkpoint)
     save_quantised(path, quantised)
     shifts, dices = [], []
