@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.pattern import check_pattern
 from bcseg_batch.segment.placement import Cores
 from bcseg_batch.segment.postprocess import probability
+from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.quantised import (
     find_quantised,
     quantised_path,
@@ -37,6 +39,7 @@ from bcseg_batch.segment.spec import ModelSpec, Norm
 from bcseg_batch.service import backend
 from bcseg_batch.service.backend import Network, open_network
 from bcseg_batch.service.build import SHIPPED_MODEL
+from bcseg_batch.store.images import decode_image
 from bcseg_training import quantize as quantize_module
 from bcseg_training.quantize import Agreement, quantize
 from bcseg_training.synthetic import write_dataset
@@ -77,15 +80,28 @@ def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def lifelike_network(paths: Sequence[Path]) -> tuple[UNet, ModelSpec]:
+    """Make a network whose layers vary as much as a trained one's: rounding is felt by that."""
+    spec = ModelSpec(width=8, depth=2, norm="batch", input_size_px=INPUT_SIZE_PX)
+    torch.manual_seed(0)
+    model = spec.build().train()
+    batch = torch.from_numpy(
+        np.stack(
+            [preprocess(decode_image(p, max_pixels=10**6).pixels, INPUT_SIZE_PX) for p in paths]
+        )
+    )
+    with torch.no_grad():
+        for _ in range(50):  # until the running statistics are those of the images
+            logits = model(batch)
+        model.head.weight.mul_(3 / logits.std())
+        model.head.bias.sub_(model.eval()(batch).median())
+    return model, spec
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, smears: Path) -> Made:
     folder = tmp_path_factory.mktemp("model")
-    model, spec = tiny_network()
-    # As sure as a trained one: much larger or smaller logits would say nothing of rounding.
-    with torch.no_grad():
-        spread = 3 / model(torch.from_numpy(images(1))).std()
-        model.head.weight.mul_(spread)
-        model.head.bias.mul_(spread)
+    model, spec = lifelike_network(sorted((smears / "original").iterdir()))
     save_checkpoint(folder / "tiny.safetensors", model, spec)
     return Made(folder, quantize(folder / "tiny.safetensors", [smears], count=4, seed=0))
 

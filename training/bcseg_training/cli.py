@@ -260,7 +260,7 @@ def quantize_command(
         Path | None,
         typer.Option(help="File to write. [default: beside the checkpoint]", show_default=False),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images to take the ranges from.")] = 100,
+    images: Annotated[int, typer.Option(min=1, help="Images to take the ranges from.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of images.")] = 0,
 ) -> None:
     """Make the 8-bit form of a model, which OpenVINO runs twice as fast on a processor."""
