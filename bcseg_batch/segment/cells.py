@@ -245,7 +245,10 @@ def _flood(core: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
         among = mask & (labels == 0)
         # The core says which cell, the distance where its edge is.
         relief = np.float32(-0.02) * _distance(mask) - cv2.GaussianBlur(core, (0, 0), 1.0)
-        np.copyto(labels, flood_among(relief, seeds, among), where=among)
+        x, y, width, height = cv2.boundingRect(among.view(np.uint8))
+        window = (slice(y, y + height), slice(x, x + width))
+        parted = flood_among(relief[window], seeds[window], among[window])
+        np.copyto(labels[window], parted, where=among[window])
     return labels
 
 
