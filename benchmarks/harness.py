@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
+from loguru import logger
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,8 @@ from bcseg_batch.segment.placement import available_cores
 from bcseg_training.synthetic import synthesize_numbered
 
 SHAPE_HW = (1200, 1600)
-COMMAND = [sys.executable, "-m", "bcseg_batch.cli"]
+logger.remove()  # what the product tells of its stages is no figure
+COMMAND = [str(Path(sys.executable).with_name("bcseg-batch"))]
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,10 @@ def machine_limits() -> dict[str, str | float]:
         "bfloat16 instructions": "yes" if has_bf16 else "no",
         "load before": round(os.getloadavg()[0], 2),
         "float32 matrices, GFLOP/s": round(matrix_rate(torch.float32) / 1e9, 1),
-        "bfloat16 matrices, GFLOP/s": round(matrix_rate(torch.bfloat16) / 1e9, 1),
+        # Without instructions for it this takes minutes for large ones.
+        "bfloat16 matrices, GFLOP/s": round(
+            matrix_rate(torch.bfloat16, 2048 if has_bf16 else 256) / 1e9, 1
+        ),
         "JPEG decoded per second and core": round(
             1 / best_s(lambda: simplejpeg.decode_jpeg(jpeg)), 1
         ),
@@ -148,9 +153,7 @@ def matrix_rate(dtype: torch.dtype, side: int = 2048) -> float:
     """Multiply two matrices with all cores; FLOP per second at best."""
     torch.set_num_threads(available_cores())
     left, right = (torch.rand(side, side).to(dtype) for _ in range(2))
-    # Where the processor has no instructions for it this takes long: once is enough to say so.
-    times = 1 if dtype is not torch.float32 else 5
-    return float(2 * side**3 / best_s(lambda: left @ right, times=times))
+    return float(2 * side**3 / best_s(lambda: left @ right))
 
 
 def _disk_rate() -> float:

@@ -141,7 +141,7 @@ def test_an_empty_folder_is_said_to_be_empty(source: Path, output: Path, tiny_mo
         (("process-dir",), 2, "INPUT"),
         (("process-dir", "{source}"), 2, "OUTPUT"),
         (("process-dir", "{source}", "{output}", "--nonsense"), 2, "--nonsense"),
-        (("process-dir", "{source}", "{output}", "--dtype", "int8"), 2, "int8"),
+        (("process-dir", "{source}", "{output}", "--dtype", "int4"), 2, "int4"),
         (("process-dir", "{source}/missing", "{output}"), 2, "does not exist"),
         (("process-dir", "{source}", "{source}/out"), 2, "one in the other"),
         (("process-dir", "{source}", "{output}", "--batch-size", "0"), 78, "batch_size"),

@@ -313,7 +313,7 @@ def test_unknown_flag_is_refused() -> None:
         ("model.file", "~nobody-of-that-name/x", "a path (that user's home folder is not known)"),
         ("model.device", "gpu", "auto, cpu, cuda, cuda:N (N from 0) or mps"),
         ("model.device", "cuda:", "auto, cpu, cuda, cuda:N (N from 0) or mps"),
-        ("model.dtype", "fp16", "auto, float32, bfloat16 or float16"),
+        ("model.dtype", "fp16", "auto, float32, bfloat16, float16 or int8"),
         ("model.threshold", 0, "a number above 0 and below 1"),
         ("model.threshold", 1.0, "a number above 0 and below 1"),
         ("model.threshold", True, "a number above 0 and below 1"),
@@ -548,6 +548,7 @@ def test_exactly_the_settings_that_shape_the_outputs_count() -> None:
         if shaping_settings(load_settings(None, {key: values[0]}, {}).settings) != before
     }
     assert changing == {
+        "model.backend",
         "model.dtype",
         "model.threshold",
         "images.page",

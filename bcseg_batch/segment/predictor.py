@@ -98,7 +98,8 @@ class Predictor:
             folded into its convolutions.
         placement: from `choose_placement`.
         input_size_px: S, the side of the network's square input.
-        cores: shared with the other predictors on the processor.
+        cores: shared with the other predictors on the processor; None leaves the number of threads
+            as it is.
 
     Raises:
         DeviceError: the device refuses the network.
@@ -113,7 +114,7 @@ class Predictor:
     ) -> None:
         self.placement = placement
         self.input_size_px = input_size_px
-        self._cores = cores or Cores()
+        self._cores = cores
         self._device = torch.device(placement.device)
         self._dtype = _DTYPES[placement.dtype]
         if placement.dtype == "float32" and self._device.type == "cuda":
@@ -167,12 +168,18 @@ class Predictor:
 
         It is as fast as the whole in a part of the memory, and the cores are split anew at each.
         """
-        logits = []
-        for image in np.split(batch, len(batch)):
-            with self._cores.share() as threads:
-                torch.set_num_threads(threads)
-                logits.append(self._run(image))
-        return np.concatenate(logits)
+        return np.concatenate([self._on_its_share(image) for image in np.split(batch, len(batch))])
+
+    def _on_its_share(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self._cores is None:
+            return self._run(image)
+        before = torch.get_num_threads()
+        with self._cores.share() as threads:
+            torch.set_num_threads(threads)
+            try:
+                return self._run(image)
+            finally:
+                torch.set_num_threads(before)
 
     def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         tensor = torch.from_numpy(batch).to(
@@ -183,7 +190,12 @@ class Predictor:
 
 
 def open_predictor(
-    model: nn.Module, input_size_px: int, *, device: str = "auto", dtype: str = "auto"
+    model: nn.Module,
+    input_size_px: int,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    cores: Cores | None = None,
 ) -> Predictor:
     """Place a network where it runs best, or where it was told to.
 
@@ -195,16 +207,19 @@ def open_predictor(
         input_size_px: S.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        cores: as for `Predictor`.
 
     Raises:
         SettingsError: the device is not there.
         DeviceError: the device refuses the network.
     """
     placement = choose_placement(device, dtype)
-    predictor = Predictor(model, placement, input_size_px)
+    predictor = Predictor(model, placement, input_size_px, cores)
     if dtype != "auto" or placement.dtype == "float32":
         return predictor
-    exact = Predictor(model, Placement(placement.device, "float32", "to compare"), input_size_px)
+    exact = Predictor(
+        model, Placement(placement.device, "float32", "to compare"), input_size_px, cores
+    )
     shift = probability_shift(exact, predictor)
     if shift <= _MAX_PROBABILITY_SHIFT:
         return predictor
@@ -234,7 +249,7 @@ def open_predictors(
     """
     predictors: list[Predictor] = []
     for device in devices:
-        predictor = open_predictor(model, input_size_px, device=device, dtype=dtype)
+        predictor = open_predictor(model, input_size_px, device=device, dtype=dtype, cores=Cores())
         if any(predictor.placement.device == other.placement.device for other in predictors):
             raise SettingsError(
                 f"model.devices names {predictor.placement.device} more than once: name each "

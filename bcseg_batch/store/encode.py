@@ -32,9 +32,14 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     # bytes.
     line_filter = _PNG_FILTER_NONE if pixels.ndim == 2 else _PNG_FILTER_UP
     data: bytes = imagecodecs.png_encode(  # type: ignore[assignment]  # without `out`: bytes
-        np.ascontiguousarray(pixels), level=1, strategy=_ZLIB_RLE, filter=line_filter
+        _in_order(pixels), level=1, strategy=_ZLIB_RLE, filter=line_filter
     )
     return data
+
+
+def _in_order(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Give pixels that lie one after the other; numpy takes a mirrored single one for that too."""
+    return pixels.copy() if min(pixels.strides) < 0 else np.ascontiguousarray(pixels)
 
 
 def encode_jpeg(pixels: npt.NDArray[np.uint8], *, quality: int) -> bytes:
@@ -52,9 +57,7 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8], *, quality: int) -> bytes:
             f"a composite of {pixels.shape[1]}x{pixels.shape[0]} pixels does not fit into a JPEG: "
             "set outputs.composite_format to png"
         )
-    data: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), quality=quality, colorsubsampling="420"
-    )
+    data: bytes = simplejpeg.encode_jpeg(_in_order(pixels), quality=quality, colorsubsampling="420")
     return data
 
 
