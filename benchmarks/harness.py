@@ -1,312 +1,684 @@
-"""What the benchmarks share: the machine's own limits, two things in turn, tables and JSON.
+"""What the benchmarks share: photographs, real runs, taking turns, the machine's limits, tables.
 
-Figures are ratios of things that were measured in turn in one run on one machine, so that they hold
-when the machine is slower tomorrow. Aims stand beside the figures and are never asserted.
+Every figure is a ratio of two things that were measured in turn (A B A B ...) in one run on one
+machine, so that what else the machine does falls on both. A ratio is taken within each round; the
+median over the rounds counts, with the smallest and the largest beside it. Aims stand beside the
+figures and are never enforced: a busy machine is no bug.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from loguru import logger
-from PIL import Image
+from ledger import fsync_s, seconds
 from rich.console import Console
 from rich.table import Table
 
 from bcseg_batch.segment.placement import available_cores
+from bcseg_batch.service.build import SHIPPED_MODEL
+from bcseg_batch.settings import Settings
 from bcseg_training.synthetic import synthesize_numbered
 
 SHAPE_HW = (1200, 1600)
-logger.remove()  # what the product tells of its stages is no figure
-COMMAND = [str(Path(sys.executable).with_name("bcseg-batch"))]
+JPEG_QUALITY = 95
+_SMEARS = 3
+_GIVE_UP_S = 3600.0
+_SAMPLE_EVERY_S = 0.05
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One row of a table.
-
-    Attributes:
-        name: what was measured.
-        value: the median.
-        unit: `x` for a ratio.
-        aim: the limit, where there is one.
-        at_least: whether the aim is a lower limit.
-        spread: smallest and largest, where it was measured more than once.
-    """
-
-    name: str
-    value: float
-    unit: str
-    aim: float | None = None
-    at_least: bool = True
-    spread: tuple[float, float] | None = None
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether the aim is reached; None without one."""
-        if self.aim is None:
-            return None
-        return self.value >= self.aim if self.at_least else self.value <= self.aim
+# Photographs -----------------------------------------------------------------------------------
 
 
-def parser(text: str | None, *, images: int, rounds: int) -> argparse.ArgumentParser:
-    """Make the command line that all benchmarks have."""
-    made = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--images", type=int, default=images, help="photographs in the folder")
-    made.add_argument("--rounds", type=int, default=rounds, help="times that each is measured")
-    made.add_argument("--json", type=Path, help="file for the figures")
-    return made
-
-
-def report(title: str, figures: Sequence[Figure], json_file: Path | None) -> None:
-    """Print figures as a table and as JSON, with the machine's limits beside them."""
-    limits = machine_limits()
-    table = Table("figure", "value", "spread", "aim", title=title, title_justify="left")
-    for one in figures:
-        aim = ""
-        if one.aim is not None:
-            sign = "at least" if one.at_least else "at most"
-            aim = f"{sign} {one.aim:g}: {'reached' if one.reached else 'missed'}"
-        spread = f"{one.spread[0]:.3g} to {one.spread[1]:.3g}" if one.spread else ""
-        table.add_row(one.name, f"{one.value:.4g} {one.unit}", spread, aim)
-    for name, value in limits.items():
-        table.add_row(f"[dim]{name}", f"[dim]{value}")
-    Console(width=150).print(table)
-    text = json.dumps(
-        {
-            "title": title,
-            "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "figures": {
-                one.name: {
-                    "value": one.value,
-                    "unit": one.unit,
-                    "aim": one.aim,
-                    "spread": one.spread,
-                    "reached": one.reached,
-                }
-                for one in figures
-            },
-            "machine": limits,
-        },
-        indent=2,
-    )
-    print(text)
-    if json_file is not None:
-        json_file.write_text(text + "\n")
-
-
-def machine_limits() -> dict[str, str | float]:
-    """Measure what the machine can do at best: matrices, JPEG, disk."""
-    pixels = synthesize_numbered(1, 0, shape_hw=SHAPE_HW, style="typical").image
-    jpeg = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
-    has_bf16 = any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16"))
-    return {
-        "processor": _processor(),
-        "cores": available_cores(),
-        "bfloat16 instructions": "yes" if has_bf16 else "no",
-        "load before": round(os.getloadavg()[0], 2),
-        "float32 matrices, GFLOP/s": round(matrix_rate(torch.float32) / 1e9, 1),
-        # Without instructions for it this takes minutes for large ones.
-        "bfloat16 matrices, GFLOP/s": round(
-            matrix_rate(torch.bfloat16, 2048 if has_bf16 else 256) / 1e9, 1
-        ),
-        "JPEG decoded per second and core": round(
-            1 / best_s(lambda: simplejpeg.decode_jpeg(jpeg)), 1
-        ),
-        "JPEG encoded per second and core": round(
-            1 / best_s(lambda: simplejpeg.encode_jpeg(pixels, quality=90)), 1
-        ),
-        "disk, MB/s written and synced": round(_disk_rate() / 1e6, 1),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        line.partition(":")[2].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
-
-
-def matrix_rate(dtype: torch.dtype, side: int = 2048) -> float:
-    """Multiply two matrices with all cores; FLOP per second at best."""
-    torch.set_num_threads(available_cores())
-    left, right = (torch.rand(side, side).to(dtype) for _ in range(2))
-    return float(2 * side**3 / best_s(lambda: left @ right))
-
-
-def _disk_rate() -> float:
-    block = os.urandom(1 << 20)
-    with tempfile.NamedTemporaryFile(dir=".") as file:
-        begun_s = time.perf_counter()
-        for _ in range(64):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        return float(64 * len(block) / (time.perf_counter() - begun_s))
-
-
-def best_s(call: Callable[[], object], *, times: int = 5) -> float:
-    """Time a call at its best, after one that is not counted; seconds."""
-    call()
-    spans = []
-    for _ in range(times):
-        begun_s = time.perf_counter()
-        call()
-        spans.append(time.perf_counter() - begun_s)
-    return min(spans)
-
-
-def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Measure several things in turn, so that a slow minute hits all of them.
+def photographs(
+    count: int, shape_hw: tuple[int, int] = SHAPE_HW
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Draw a few smears; turn and number them, so that no two photographs are the same.
 
     Args:
-        calls: each gives its own figure.
-        rounds: how often.
+        count: how many.
+        shape_hw: (H, W).
 
-    Returns:
-        The figures of each, one for each round.
+    Yields:
+        uint8 (H, W, 3) RGB.
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name, call in calls.items():
-            found[name].append(call())
-            print(f"round {number + 1}: {name}: {found[name][-1]:.4g}", file=sys.stderr, flush=True)
-    return found
-
-
-def ratio(
-    name: str,
-    over: Sequence[float],
-    under: Sequence[float],
-    *,
-    aim: float | None = None,
-    at_least: bool = True,
-) -> Figure:
-    """Compare two things that were measured in turn: the median of the pairs."""
-    pairs = [a / b for a, b in zip(over, under, strict=True)]
-    return Figure(name, statistics.median(pairs), "x", aim, at_least, (min(pairs), max(pairs)))
-
-
-def plain(
-    name: str,
-    values: Sequence[float],
-    unit: str,
-    *,
-    aim: float | None = None,
-    at_least: bool = True,
-) -> Figure:
-    """Give the median of something that is no ratio."""
-    return Figure(name, statistics.median(values), unit, aim, at_least, (min(values), max(values)))
-
-
-def photographs(folder: Path, count: int, *, quality: int = 90) -> list[Path]:
-    """Write smears of 1600 x 1200 px as JPEG: a few are drawn, the others are these, shifted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = [
-        synthesize_numbered(1, number, shape_hw=SHAPE_HW, style="typical").image
-        for number in range(min(count, 4))
+    smears = [
+        synthesize_numbered(1, index, shape_hw=shape_hw, style="typical").image
+        for index in range(min(count, _SMEARS))
     ]
-    paths = []
     for number in range(count):
-        pixels = np.roll(drawn[number % len(drawn)], 31 * (number // len(drawn)), axis=(0, 1))
-        paths.append(folder / f"{number:05}.jpg")
-        Image.fromarray(pixels).save(paths[-1], "JPEG", quality=quality)
+        smear = smears[number % len(smears)]
+        turn = number // len(smears) % 4
+        smear = smear[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1].copy()
+        smear[:16, :16] = (number % 256, number // 256 % 256, number // 65536)
+        yield smear
+
+
+def encode_photograph(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Give the JPEG that a camera would."""
+    data: bytes = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorsubsampling="420")
+    return data
+
+
+def write_photographs(folder: Path, count: int, shape_hw: tuple[int, int] = SHAPE_HW) -> list[Path]:
+    """Write photographs as JPEG into a new folder."""
+    folder.mkdir(parents=True)
+    paths = []
+    for number, pixels in enumerate(photographs(count, shape_hw)):
+        paths.append(folder / f"{number:05d}.jpg")
+        paths[-1].write_bytes(encode_photograph(pixels))
     return paths
 
 
-@dataclass
-class Run:
-    """What a whole run of a command came to.
+def some_of(paths: Sequence[Path], count: int, folder: Path) -> Path:
+    """Make a folder with the first few of some files, without copying them."""
+    folder.mkdir(parents=True)
+    for path in paths[:count]:
+        (folder / path.name).hardlink_to(path)
+    return folder
+
+
+# Real runs -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How a process stood at one moment.
 
     Attributes:
-        wall_s: from start to end.
-        cpu_s: of all cores.
-        peak_mb: largest resident memory.
-        first_s: from the start to the first result; None where there was none.
-        images_per_s: between the first results and the last one; None with too few of them.
-        memory_mb: resident memory over the run, sampled.
+        at_s: seconds since its start.
+        rss_bytes: resident memory.
+        peak_bytes: the most that it was so far. The kernel's figure for the memory of the program
+            itself; that of `wait4` begins with what its parent held.
+        threads: how many it has.
+        files: how many it has open.
+    """
+
+    at_s: float
+    rss_bytes: int
+    peak_bytes: int
+    threads: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A process that has ended well.
+
+    Attributes:
+        wall_s: from its start to its end.
+        cpu_s: processor time of it, user and system.
+        samples: every 50 ms.
+        output: what it printed.
     """
 
     wall_s: float
     cpu_s: float
+    samples: list[Sample]
+    output: str
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that was resident."""
+        return max((sample.peak_bytes for sample in self.samples), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """How fast images came out of one run.
+
+    Attributes:
+        images: how many.
+        steady_per_s: images per second, the start and the first batch left out; None where no more
+            than that came out.
+        whole_per_s: images per second of the whole process, start and end included.
+        core_ms_per_image: processor time of the whole process for each image, milliseconds.
+        peak_mb: the most memory that was resident, MB (10^6 bytes).
+        runs_on: device and precision of the network.
+        tiled: how many of the images were taken in tiles.
+    """
+
+    images: int
+    steady_per_s: float | None
+    whole_per_s: float
+    core_ms_per_image: float
     peak_mb: float
-    first_s: float | None = None
-    images_per_s: float | None = None
-    memory_mb: list[float] = field(default_factory=list)
+    runs_on: str
+    tiled: int = 0
 
 
-def run_command(arguments: Sequence[str], output: Path | None = None) -> Run:
-    """Run a command of the product as a user would, and look at it from outside."""
-    begun, begun_s = time.time(), time.perf_counter()
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    samples = []
-    status = Path(f"/proc/{process.pid}/status")
-    while True:
-        done, code, usage = os.wait4(process.pid, os.WNOHANG)
-        if done:
-            break
-        samples += (
-            int(line.split()[1]) / 1024
-            for line in status.read_text().splitlines()
-            if line.startswith("VmRSS")
+def command() -> str:
+    """Find the installed command beside this interpreter."""
+    found = shutil.which("bcseg-batch", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise SystemExit("bcseg-batch is not installed beside this Python")
+    return found
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give the environment without settings of ours but those named."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BCSEG_")}
+    return kept | dict(changes or {})
+
+
+def start(
+    arguments: Sequence[str | Path], log: Path, changes: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process whose standard output goes to `log`, and its errors beside that."""
+    with log.open("wb") as out, log.with_suffix(".err").open("wb") as errors:
+        return subprocess.Popen(
+            [str(argument) for argument in arguments],
+            stdout=out,
+            stderr=errors,
+            env=environment(changes),
         )
-        time.sleep(0.02 if len(samples) < 500 else 0.5)
-    wall_s = time.perf_counter() - begun_s
-    process.returncode = os.waitstatus_to_exitcode(code)
-    said = process.stderr.read().decode() if process.stderr else ""
-    if process.returncode:
-        raise RuntimeError(f"{arguments} ended with {process.returncode}: {said}")
-    run = Run(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, memory_mb=samples)
-    if output is not None:
-        ended = finished_at(output)
-        if ended:
-            run.first_s = ended[0] - begun
-            run.images_per_s = steady_rate(ended)
-    return run
 
 
-def finished_at(output: Path) -> list[float]:
-    """Read when each image of an output folder was through, as Unix time, in order."""
-    lines = (output / "results.jsonl").read_text().splitlines()
-    return sorted(
-        datetime.fromisoformat(json.loads(line)["finished_at"]).timestamp() for line in lines
+def _look_at(pid: int, began_s: float) -> Sample | None:
+    """Read what the kernel says of a process; None where it is gone, or not yet the program."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        kib = {name: int(facts[name].split()[0]) for name in ("VmRSS", "VmHWM")}
+        files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        program = Path(f"/proc/{pid}/exe").readlink()
+    except (OSError, KeyError, ValueError):
+        return None
+    if program != Path(sys.executable).resolve():
+        return None
+    return Sample(
+        time.monotonic() - began_s,
+        1024 * kib["VmRSS"],
+        1024 * kib["VmHWM"],
+        int(facts["Threads"]),
+        files,
     )
 
 
-def steady_rate(ended: Sequence[float]) -> float | None:
-    """Count images per second between the tenth part of them and the last."""
-    skipped = max(1, len(ended) // 10)
-    if len(ended) <= skipped or ended[-1] <= ended[skipped - 1]:
+class Watched:
+    """A process that is looked at while it runs; `wait` says what it came to.
+
+    Args:
+        arguments: the command.
+        changes: of the environment.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str | Path], changes: Mapping[str, str] | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._log = Path(self._folder.name, "log.txt")
+        self.began_s = time.monotonic()
+        self.process = start(arguments, self._log, changes)
+        self._ended = threading.Event()
+        self._samples: list[Sample] = []
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SAMPLE_EVERY_S):
+            if (sample := _look_at(self.process.pid, self.began_s)) is not None:
+                self._samples.append(sample)
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> float:
+        """Look every 5 ms until something is so; give the seconds since the start.
+
+        Raises:
+            SystemExit: the process has ended, or it takes too long.
+        """
+        while not true():
+            gone = self.process.poll() is not None
+            if gone or time.monotonic() - self.began_s > _GIVE_UP_S:
+                self.process.kill()
+                raise SystemExit(f"not to be had: {what}\n{self.errors}")
+            time.sleep(0.005)
+        return time.monotonic() - self.began_s
+
+    @property
+    def errors(self) -> str:
+        """What the process wrote to standard error."""
+        return self._log.with_suffix(".err").read_text(errors="replace")
+
+    def wait(self) -> Finished:
+        """Wait for the end.
+
+        Raises:
+            SystemExit: it did not end with 0.
+        """
+        _, status, usage = os.wait4(self.process.pid, 0)
+        wall_s = time.monotonic() - self.began_s
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set()
+        self._watcher.join()
+        output, errors = self._log.read_text(errors="replace"), self.errors
+        self._folder.cleanup()
+        if self.process.returncode != 0:
+            raise SystemExit(
+                f"{self.process.args!r} ended with {self.process.returncode}:\n{output}{errors}"
+            )
+        return Finished(wall_s, usage.ru_utime + usage.ru_stime, self._samples, output)
+
+
+def run(arguments: Sequence[str | Path], changes: Mapping[str, str] | None = None) -> Finished:
+    """Run a command to its end, looking at it meanwhile."""
+    return Watched(arguments, changes).wait()
+
+
+def steady_per_s(finished_s: Sequence[float], first: int) -> float | None:
+    """Give the rate behind the first batch.
+
+    Args:
+        finished_s: when each image was through, in any order, on one clock.
+        first: images of the first batch; half of all where there are fewer than twice as many.
+    """
+    times_s = np.sort(np.asarray(finished_s))
+    first = max(1, min(first, times_s.size // 2))
+    if times_s.size <= first or times_s[-1] <= times_s[first - 1]:
         return None
-    return (len(ended) - skipped) / (ended[-1] - ended[skipped - 1])
+    return float((times_s.size - first) / (times_s[-1] - times_s[first - 1]))
 
 
-def jpeg_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode as Pillow does."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+def records(output: Path) -> list[dict[str, Any]]:
+    """Read the records of the images that are done."""
+    lines = (output / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["status"] == "done"]
+
+
+def rate_of(output: Path, finished: Finished, *, first: int | None = None) -> Rate:
+    """Work out how fast a run of ours was, from its records and its process.
+
+    Args:
+        output: its output folder.
+        finished: its process.
+        first: images of the first batch; None takes the default of the settings.
+    """
+    done = records(output)
+    times_s = [datetime.fromisoformat(record["finished_at"]).timestamp() for record in done]
+    return Rate(
+        images=len(done),
+        steady_per_s=steady_per_s(times_s, first or Settings().processing.batch_size),
+        whole_per_s=len(done) / finished.wall_s,
+        core_ms_per_image=1000 * finished.cpu_s / max(1, len(done)),
+        peak_mb=finished.peak_bytes / 1e6,
+        runs_on=f"{done[0]['device']} {done[0]['dtype']}",
+        tiled=sum(record["tile_scale"] is not None for record in done),
+    )
+
+
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def write_settings(path: Path, sections: Sections) -> Path:
+    """Write a settings file."""
+    path.write_text(
+        "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+            for name, keys in sections.items()
+        )
+    )
+    return path
+
+
+def process_dir(source: Path, *options: str | Path, sections: Sections | None = None) -> Rate:
+    """Run `bcseg-batch process-dir` into a folder that is thrown away.
+
+    Args:
+        source: folder of the photographs.
+        options: of the command.
+        sections: settings.
+    """
+    with tempfile.TemporaryDirectory(dir=source.parent) as name:
+        output = Path(name, "out")
+        settings = write_settings(Path(name, "settings.toml"), sections or {})
+        return rate_of(
+            output,
+            run([command(), "process-dir", source, output, "--settings", settings, *options]),
+        )
+
+
+def daemon(source: Path, *, sections: Sections | None = None) -> Rate:
+    """Run a daemon, drop the photographs into its folder once it watches, and end it when done.
+
+    Args:
+        source: folder of the photographs.
+        sections: settings.
+    """
+    files = sorted(source.iterdir())
+    with tempfile.TemporaryDirectory(dir=source.parent) as name:
+        root = Path(name)
+        (root / "input").mkdir()
+        folders = {place: str(root / place) for place in ("input", "output", "state")}
+        settings = write_settings(root / "settings.toml", {"folders": folders, **(sections or {})})
+        watched = Watched([command(), "run", "--settings", settings])
+        watched.wait_until((root / "state" / "status.json").exists, "a daemon that watches")
+        for file in files:
+            shutil.copyfile(file, root / "input" / file.name)
+        results = root / "output" / "results.jsonl"
+        watched.wait_until(
+            lambda: results.exists() and results.read_bytes().count(b"\n") >= len(files),
+            "a record of each image",
+        )
+        watched.process.terminate()
+        return rate_of(root / "output", watched.wait())
+
+
+# Taking turns ----------------------------------------------------------------------------------
+
+
+def in_turn(
+    subjects: Mapping[str, Callable[[], Any]], rounds: int, *, console: Console | None = None
+) -> dict[str, list[Any]]:
+    """Measure things in turn: A B C A B C ...
+
+    Args:
+        subjects: what to measure, by name.
+        rounds: how often each.
+        console: told what is under way.
+
+    Returns:
+        For each name its results, one for each round.
+    """
+    results: dict[str, list[Any]] = {name: [] for name in subjects}
+    for number in range(rounds):
+        for name, measure in subjects.items():
+            if console is not None:
+                console.print(f"round {number + 1} of {rounds}: {name}")
+            results[name].append(measure())
+    return results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure, with what it should be.
+
+    Attributes:
+        name: what it says.
+        values: one for each round.
+        unit: `x` for a ratio.
+        aim: what it should be; None where nothing is asked.
+        at_least: whether more is better.
+    """
+
+    name: str
+    values: Sequence[float]
+    unit: str = "x"
+    aim: float | None = None
+    at_least: bool = True
+
+    @property
+    def median(self) -> float:
+        """Over the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the median is within the aim; None without an aim."""
+        if self.aim is None:
+            return None
+        return self.median >= self.aim if self.at_least else self.median <= self.aim
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the figure for a file."""
+        return {
+            "name": self.name,
+            "median": self.median,
+            "min": min(self.values),
+            "max": max(self.values),
+            "unit": self.unit,
+            "aim": self.aim,
+            "at_least": self.at_least,
+            "is_met": self.is_met,
+        }
+
+
+def ratios(
+    name: str,
+    above: Sequence[float | None],
+    below: Sequence[float | None],
+    *,
+    aim: float | None = None,
+    at_least: bool = True,
+) -> Figure | None:
+    """Divide two series round by round.
+
+    Returns:
+        The figure; None where no round has both.
+    """
+    pairs = zip(above, below, strict=True)
+    values = [a / b for a, b in pairs if a is not None and b]
+    return Figure(name=name, values=values, aim=aim, at_least=at_least) if values else None
+
+
+# The machine -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What this machine can do at best, whatever the program.
+
+    Attributes:
+        matrix_float32_gflops: product of two matrices in float32, all cores, 10^9 operations a
+            second.
+        matrix_bfloat16_gflops: the same in bfloat16; slow where the processor only emulates it.
+        jpeg_decode_per_s: photographs of 1600x1200 that one core decodes in a second.
+        jpeg_encode_per_s: the same, encoded at quality 92.
+        disk_mb_per_s: written and forced to disk, files of 1 MB.
+        fsync_ms: one small write forced to disk.
+    """
+
+    matrix_float32_gflops: float
+    matrix_bfloat16_gflops: float
+    jpeg_decode_per_s: float
+    jpeg_encode_per_s: float
+    disk_mb_per_s: float
+    fsync_ms: float
+
+
+def has_bfloat16() -> bool:
+    """Say whether the processor has instructions for bfloat16."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def matrix_gflops(dtype: torch.dtype, side: int = 2048, *, least_s: float = 0.5) -> float:
+    """Measure the rate of a matrix product on all cores, in 10^9 operations a second."""
+    torch.set_num_threads(available_cores())
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(side, side, generator=generator).to(dtype) for _ in range(2))
+    torch.mm(a, b)
+    repeats, began_s = 0, time.perf_counter()
+    while (took_s := time.perf_counter() - began_s) < least_s or not repeats:
+        torch.mm(a, b)
+        repeats += 1
+    return 2 * side**3 * repeats / took_s / 1e9
+
+
+def _disk_mb_per_s(folder: Path) -> float:
+    content = os.urandom(1_000_000)
+
+    def once() -> None:
+        with (folder / "probe.bin").open("wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file.fileno())
+
+    return 1.0 / seconds(once, 9)
+
+
+def limits(folder: Path) -> Limits:
+    """Measure the machine.
+
+    Args:
+        folder: on the disk that is meant.
+    """
+    pixels = next(photographs(1))
+    packed = encode_photograph(pixels)
+    encode_s = seconds(lambda: simplejpeg.encode_jpeg(pixels, quality=92, colorsubsampling="420"))
+    # Products in an emulated precision take seconds at full size.
+    bfloat16_side = 2048 if has_bfloat16() else 512
+    return Limits(
+        matrix_float32_gflops=matrix_gflops(torch.float32),
+        matrix_bfloat16_gflops=matrix_gflops(torch.bfloat16, bfloat16_side),
+        jpeg_decode_per_s=1.0 / seconds(lambda: simplejpeg.decode_jpeg(packed)),
+        jpeg_encode_per_s=1.0 / encode_s,
+        disk_mb_per_s=_disk_mb_per_s(folder),
+        fsync_ms=1000 * fsync_s(folder),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Say what the figures were measured on."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": available_cores(),
+        "has_bfloat16": has_bfloat16(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "model": SHIPPED_MODEL.name,
+    }
+
+
+# Saying it -------------------------------------------------------------------------------------
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _cell(value: object) -> str:
+    return _number(value) if isinstance(value, float | None) else str(value)
+
+
+@dataclass(slots=True)
+class Report:
+    """Gathers what a benchmark found, and says it as tables and as JSON.
+
+    Attributes:
+        benchmark: its name.
+        options: what it was run with.
+        figures: those that count.
+        parts: everything else for the JSON, by name.
+    """
+
+    benchmark: str
+    options: Mapping[str, object]
+    figures: list[Figure] = field(default_factory=list)
+    parts: dict[str, object] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=machine)
+    console: Console = field(default_factory=lambda: Console(width=132, highlight=False))
+
+    def add(self, *figures: Figure | None) -> None:
+        """Take up figures; None stands for one that could not be worked out."""
+        self.figures += [figure for figure in figures if figure is not None]
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a table: names at the left, numbers at the right."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*map(_cell, row))
+        self.console.print(table)
+
+    def limits(self, measured: Sequence[Limits]) -> None:
+        """Print and keep what the machine can do, the median of several measurements."""
+        middle = {
+            name: statistics.median(getattr(one, name) for one in measured)
+            for name in Limits.__slots__
+        }
+        self.parts["limits"] = middle
+        rows = [[name.replace("_", " "), value] for name, value in middle.items()]
+        self.table("The machine's own limits", ["", "median"], rows)
+
+    def rates(self, title: str, rates: Mapping[str, Sequence[Rate]]) -> None:
+        """Print and keep the rates of runs, the median of the rounds."""
+        self.parts["runs"] = {name: [asdict(rate) for rate in some] for name, some in rates.items()}
+
+        def middle(some: Sequence[Rate], key: str) -> float | None:
+            values = [getattr(rate, key) for rate in some]
+            known = [value for value in values if value is not None]
+            return statistics.median(known) if known else None
+
+        keys = ("steady_per_s", "whole_per_s", "core_ms_per_image", "peak_mb")
+        self.table(
+            f"{title} (steady: without start and first batch; whole: all of the process)",
+            ["", "images", "steady/s", "whole/s", "core-ms/image", "peak MB", "on", "tiled"],
+            [
+                [
+                    name,
+                    some[0].images,
+                    *(middle(some, key) for key in keys),
+                    some[0].runs_on,
+                    some[0].tiled,
+                ]
+                for name, some in rates.items()
+            ],
+        )
+
+    def finish(self, path: Path | None) -> None:
+        """Print the figures beside their aims, and write everything as JSON.
+
+        Args:
+            path: of the JSON file; `-` prints it; None leaves it out.
+        """
+        rows = [
+            [
+                figure.name,
+                figure.median,
+                min(figure.values),
+                max(figure.values),
+                figure.unit,
+                "" if figure.aim is None else f"{'>=' if figure.at_least else '<='} {figure.aim:g}",
+                {True: "yes", False: "NO", None: ""}[figure.is_met],
+            ]
+            for figure in self.figures
+        ]
+        self.table("Figures", ["", "median", "min", "max", "unit", "aim", "met"], rows)
+        facts = self.machine
+        self.console.print(
+            f"{facts['processor']}, {facts['cores']} cores, "
+            f"{'with' if facts['has_bfloat16'] else 'without'} bfloat16; "
+            f"load {facts['load_before']} before, {os.getloadavg()[0]:.2f} after"
+        )
+        content = json.dumps(
+            {
+                "benchmark": self.benchmark,
+                "machine": facts,
+                "options": {key: str(value) for key, value in self.options.items()},
+                **self.parts,
+                "figures": [figure.to_json() for figure in self.figures],
+            },
+            indent=2,
+        )
+        if path is not None and str(path) == "-":
+            print(content)
+        elif path is not None:
+            path.write_text(content + "\n", encoding="utf-8")

@@ -1,124 +1,246 @@
-"""Whether many images cost more each than few: time, memory, threads and files.
+"""Whether cost and memory of an image stay the same, however many there are.
 
-    python benchmarks/scaling.py [--counts 100 1000 10000] [--files 10000 100000 1000000] [--json F]
+    python benchmarks/scaling.py [--images 100 1000 10000] [--photographs 16 64]
+        [--files 10000 100000 1000000] [--json FILE]
 
-Runs `process-dir` as a process of its own over folders of 64 x 48 pixels with a tiny network, so
-that what does not depend on the pixels shows, and once more over the same folder when all is done.
-Then times a scan of empty files. The ledger at a million rows is measured by `ledger.py`, and the
-daemon's first look at a large backlog by `backlog.py`.
+1. `process-dir` on small images (64x48 PNG) with a network of some hundred weights, so that what a
+   file costs by itself is all there is; then once more on the same folder, where nothing is left to
+   do.
+2. `process-dir` with the shipped model on photographs of 1600x1200 px: the memory it really takes.
+3. The scan of a folder, and the ledger, at up to a million files.
+
+Each growth is a ratio to the smallest size, in the same run. Flat is a ratio of 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from harness import Figure, report, run_command
-from PIL import Image
+from backlog import RULES, fill
+from harness import (
+    Finished,
+    Report,
+    Sections,
+    command,
+    limits,
+    rate_of,
+    ratios,
+    run,
+    some_of,
+    write_photographs,
+    write_settings,
+)
+from ledger import measure as measure_ledger
 
-from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import scan_folder
 from bcseg_batch.segment.checkpoint import save_checkpoint
 from bcseg_batch.segment.spec import ModelSpec
-from bcseg_batch.store.images import SUFFIXES
+from bcseg_batch.store.encode import encode_png
+
+T = TypeVar("T")
+
+SMALL_HW = (48, 64)
+MEMORY_LIMIT_MB = 1200.0
+# Each image stretched whole: noise holds no cells whose size could be told.
+SMALL = {"images": {"tiling": "never"}}
 
 
-def tiny_model(path: Path) -> None:
-    """Write a network of a few hundred weights, drawn at random."""
-    spec = ModelSpec(width=2, depth=2, input_size_px=64)
+def write_small_images(folder: Path, count: int) -> list[Path]:
+    """Write noise as PNG, no two alike."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        paths.append(folder / f"{number:06d}.png")
+        pixels = rng.integers(0, 256, (*SMALL_HW, 3), dtype=np.uint8)
+        paths[-1].write_bytes(encode_png(pixels))
+    return paths
+
+
+def write_tiny_model(path: Path) -> Path:
+    """Write a network of some hundred seeded weights, for inputs of 64 px."""
     torch.manual_seed(0)
-    save_checkpoint(path, spec.build().eval(), spec)
+    spec = ModelSpec(width=2, depth=2, input_size_px=64)
+    save_checkpoint(path, spec.build(), spec)
+    return path
 
 
-def small_images(folder: Path, count: int) -> None:
-    """Write small photographs, no two alike, a thousand to a folder."""
-    generator = np.random.default_rng(0)
-    noise = generator.integers(0, 256, (48, 64, 3), np.uint8)
-    for number in range(count):
-        place = folder / f"{number // 1000:04}"
-        if not number % 1000:
-            place.mkdir(parents=True)
-        noise[0, 0] = (number % 256, number // 256 % 256, number // 65536)
-        Image.fromarray(noise).save(place / f"{number:07}.png", compress_level=0)
+def rss_growth(finished: Finished) -> float | None:
+    """Divide the memory at the end of a run by that in its middle."""
+    sizes = [sample.rss_bytes for sample in finished.samples]
+    if len(sizes) < 8:
+        return None
+    middle, end = sizes[len(sizes) // 2 : 3 * len(sizes) // 4], sizes[3 * len(sizes) // 4 :]
+    return statistics.median(end) / statistics.median(middle)
 
 
-def process(folder: Path, root: Path, model: Path, count: int) -> list[Figure]:
-    """Process a folder twice: once, and once more when all is done."""
-    settings = root / "settings.toml"
-    settings.write_text(f'[model]\nfile = "{model}"\n[images]\ntiling = "never"\n')
-    out = root / f"out-{count}"
-    arguments = ["process-dir", str(folder), str(out), "--settings", str(settings), "--no-cells"]
-    first, again = run_command(arguments), run_command(arguments)
-    lines = sum(1 for _ in (out / "results.jsonl").open())
-    if lines != count:
-        raise RuntimeError(f"{lines} records of {count} images")
-    # The first samples are of a process that is still loading.
-    steady = first.memory_mb[len(first.memory_mb) // 3 :]
-    growth = steady[-1] / statistics.median(steady)
-    shutil.rmtree(out)
-    return [
-        Figure(f"{count} images: wall time each", 1000 * first.wall_s / count, "ms"),
-        Figure(f"{count} images: core time each", 1000 * first.cpu_s / count, "ms"),
-        Figure(f"{count} images: largest resident memory", first.peak_mb, "MB"),
-        Figure(f"{count} images: memory at the end / median", growth, "x"),
-        Figure(f"{count} images: run again, wall time each", 1000 * again.wall_s / count, "ms"),
-    ]
+def run_folder(
+    source: Path, output: Path, model: Path | None, sections: Sections
+) -> dict[str, Any]:
+    """Run `process-dir` on a folder, and once more."""
+    settings = write_settings(source.with_suffix(".toml"), sections)
+    arguments: list[str | Path] = [command(), "process-dir", source, output]
+    arguments += ["--settings", settings]
+    if model is not None:
+        arguments += ["--model", model]
+    finished = run(arguments)
+    rate = rate_of(output, finished)
+    again = run(arguments)
+    middle = finished.samples[len(finished.samples) // 2]
+    last = finished.samples[-1]
+    return asdict(rate) | {
+        "ms_per_image": 1000 / rate.whole_per_s,
+        "steady_ms_per_image": None if rate.steady_per_s is None else 1000 / rate.steady_per_s,
+        "rss_end_to_middle": rss_growth(finished),
+        "threads": max(sample.threads for sample in finished.samples),
+        "files_in_the_middle": middle.files,
+        "files_at_the_end": last.files,
+        "again_s": again.wall_s,
+        "again_peak_mb": again.peak_bytes / 1e6,
+    }
 
 
-def scan(root: Path, count: int) -> Figure:
-    """Scan a tree of empty files, a thousand to a folder."""
-    tree = root / f"tree-{count}"
-    for number in range(count):
-        place = tree / f"{number // 1000:04}"
-        if not number % 1000:
-            place.mkdir(parents=True)
-        (place / f"{number:07}.jpg").touch()
-    begun_s = time.perf_counter()
-    found = sum(1 for _ in scan_folder(tree, IgnoreRules(SUFFIXES), recursive=True))
-    seconds = time.perf_counter() - begun_s
-    shutil.rmtree(tree)
-    if found != count:
-        raise RuntimeError(f"{found} of {count} files found")
-    return Figure(f"scan of {count} files, each", 1e6 * seconds / count, "us")
+def ends(values: Iterable[T]) -> tuple[T, T]:
+    """Give the first and the last."""
+    everything = list(values)
+    return everything[0], everything[-1]
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    command = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def measure_sizes(
+    paths: Sequence[Path],
+    sizes: Sequence[int],
+    folder: Path,
+    model: Path | None,
+    sections: Sections,
+) -> dict[int, dict[str, Any]]:
+    """Run on the first so many of some images, for each size."""
+    found = {}
+    for size in sizes:
+        source = some_of(paths, size, folder / f"in-{size}")
+        found[size] = run_folder(source, folder / f"out-{size}", model, sections)
+    return found
+
+
+def add_sizes(report: Report, title: str, found: dict[int, dict[str, Any]]) -> None:
+    """Print what each size costs, and divide the largest by the smallest."""
+    keys = {
+        "steady ms/image": "steady_ms_per_image",
+        "core-ms/image": "core_ms_per_image",
+        "ms/image, all": "ms_per_image",
+        "peak MB": "peak_mb",
+        "RSS end/middle": "rss_end_to_middle",
+        "threads": "threads",
+        "files open": "files_in_the_middle",
+        "again, s": "again_s",
+        "again, MB": "again_peak_mb",
+    }
+    report.parts[title] = found
+    report.table(
+        title,
+        ["images", *keys],
+        [[f"{size:,}", *(one[key] for key in keys.values())] for size, one in found.items()],
     )
-    command.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000])
-    command.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    command.add_argument("--json", type=Path)
-    arguments = command.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bcseg-bench-") as name:
-        root = Path(name)
-        tiny_model(root / "tiny.safetensors")
-        figures: list[Figure] = []
-        for count in arguments.counts:
-            small_images(root / f"in-{count}", count)
-            figures += process(root / f"in-{count}", root, root / "tiny.safetensors", count)
-            shutil.rmtree(root / f"in-{count}")
-        figures += [scan(root, count) for count in arguments.files]
-    each = {f.name: f.value for f in figures}
-    few, many = min(arguments.counts), max(arguments.counts)
-    if few < many:
-        for what in ("core time each", "largest resident memory"):
-            figures.append(
-                Figure(
-                    f"{what}, {many} / {few} images",
-                    each[f"{many} images: {what}"] / each[f"{few} images: {what}"],
-                    "x",
+    (small, large), (first, last) = ends(found), ends(found.values())
+    if small != large:
+        for name, key in (("cost of an image", "steady_ms_per_image"), ("peak memory", "peak_mb")):
+            report.add(
+                ratios(f"{title}: {name}, {large:,} / {small:,} images", [last[key]], [first[key]])
+            )
+
+
+def measure_scan(folder: Path, count: int) -> dict[str, float]:
+    """Walk a folder of so many files, warm."""
+    fill(folder, count)
+    took_s = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        assert sum(1 for _ in scan_folder(folder, RULES, recursive=True)) == count
+        took_s.append(time.perf_counter() - began_s)
+    return {"scan_s": statistics.median(took_s), "us_per_file": 1e6 * min(took_s) / count}
+
+
+def add_files(report: Report, sizes: Sequence[int], folder: Path) -> None:
+    """Measure the scan and the ledger at each size."""
+    found = {}
+    for size in sizes:
+        known = min(10_000, size)
+        place = folder / f"ledger-{size}"
+        place.mkdir()
+        found[size] = {
+            **measure_scan(folder / f"files-{size}", size),
+            **{f"ledger_{key}": value for key, value in measure_ledger(place, size, known).items()},
+        }
+        found[size]["ledger_fill_us_per_row"] = 1e6 * found[size].pop("ledger_fill_s") / size
+    keys = {
+        "scan s": "scan_s",
+        "scan us/file": "us_per_file",
+        "fill us/row": "ledger_fill_us_per_row",
+        "10,000 known? s": "ledger_known_warm_s",
+        "one image s": "ledger_one_image_s",
+        "MiB": "ledger_file_mib",
+    }
+    report.parts["files"] = found
+    report.table(
+        "Scan and ledger",
+        ["files", *keys],
+        [[f"{size:,}", *(one[key] for key in keys.values())] for size, one in found.items()],
+    )
+    (small, large), (first, last) = ends(found), ends(found.values())
+    if small != large:
+        for name, key in (
+            ("scan of a file", "us_per_file"),
+            ("a row into the ledger", "ledger_fill_us_per_row"),
+            ("an image through the ledger", "ledger_one_image_s"),
+        ):
+            report.add(ratios(f"{name}, {large:,} / {small:,} files", [last[key]], [first[key]]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--photographs", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--files", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--model", type=Path, help="for photographs, in place of the shipped one")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured")
+    parser.add_argument("--json", type=Path, help="write the figures there too; - prints them")
+    options = parser.parse_args()
+    report = Report("scaling", vars(options))
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        report.limits([limits(folder)])
+        if options.images:
+            paths = write_small_images(folder / "small", max(options.images))
+            tiny = write_tiny_model(folder / "tiny.safetensors")
+            found = measure_sizes(paths, options.images, folder / "runs", tiny, SMALL)
+            add_sizes(report, "small images", found)
+        if options.photographs:
+            paths = write_photographs(folder / "photographs", max(options.photographs))
+            found = measure_sizes(paths, options.photographs, folder / "real", options.model, {})
+            add_sizes(report, "photographs", found)
+            peak_mb = max(one["peak_mb"] for one in found.values())
+            report.add(
+                ratios(
+                    f"photographs: peak memory / {MEMORY_LIMIT_MB:g} MB",
+                    [peak_mb],
+                    [MEMORY_LIMIT_MB],
+                    aim=1.0,
+                    at_least=False,
                 )
             )
-    report("Few images and many", figures, arguments.json)
+        if options.files:
+            add_files(report, options.files, folder)
+    report.finish(options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,202 +1,391 @@
-"""Where the time goes: core-milliseconds per photograph and stage, and how long the network waits.
+"""Where the time of an image goes: stage by stage, and how much of the time the network runs.
 
-    python benchmarks/stages.py [--images 24] [--rounds 15] [--json FILE]
+    python benchmarks/stages.py [--images 24] [--repeats 5] [--rounds 3] [--backend NAME]
+        [--json FILE]
 
-Each stage is the product's own function, run alone on one core on a 1600 x 1200 smear with some
-hundred cells, and timed by the processor time of its thread. A whole run of the same photographs
-then tells what all of that costs together, and for which share of the wall time the network is
-running.
+Two ways. First each step on its own, by the service's own functions, in one thread: processor time
+for each image, and wall time where the disk is waited for. Then whole runs of the pipeline, and the
+network alone in turn with them: how much processor time an image costs beside the network, and in
+what share of the wall time at least one network runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from harness import Figure, parser, photographs, report
-from throughput import engine
+from harness import Figure, Report, in_turn, limits, ratios, steady_per_s, write_photographs
+from ledger import outcome_of
+from loguru import logger
+from network import open_engine, run_network
 
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import scan_folder
 from bcseg_batch.items import InputFile
-from bcseg_batch.segment.cells import enlarge_cells, part_cells
+from bcseg_batch.segment.cells import CellKind, find_cells
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import (
-    Blend,
+    blend_table,
     composite_image,
     mask_from_probability,
     mean_confidence,
     probability,
 )
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
-from bcseg_batch.segment.quality import assess, measure_quality
-from bcseg_batch.segment.tiling import typical_diameter_px
+from bcseg_batch.segment.quality import assess, mean_solidity, measure_quality
 from bcseg_batch.service.build import Engine
 from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.pipeline import Pipeline
+from bcseg_batch.settings import Settings
 from bcseg_batch.store.cell_table import encode_cells
 from bcseg_batch.store.encode import encode_jpeg, encode_png
-from bcseg_batch.store.images import SUFFIXES, declared_pixels, decode_image
+from bcseg_batch.store.images import decode_image
+from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
-from bcseg_batch.store.pixel_size import pixel_size_um
 from bcseg_batch.store.results import ResultsLog
 
+T = TypeVar("T")
 
-def core_ms(call: Callable[[], object], rounds: int) -> float:
-    """Time a call by the processor time of this thread; the median in milliseconds."""
-    call()
-    spans = []
-    for _ in range(rounds):
-        begun_s = time.thread_time()
-        call()
-        spans.append(time.thread_time() - begun_s)
-    return 1000 * statistics.median(spans)
+PICTURES = (
+    "decode",
+    "resize",
+    "upsample and threshold",
+    "composite",
+    "encode mask",
+    "encode composite",
+    "write",
+    "write: names",
+    "record",
+    "ledger",
+)
+CELLS = ("cells", "measure", "quality", "table")
+PICTURES_LIMIT_MS = 35.0
+ALL_LIMIT_MS = 60.0
+TO_NETWORK = 0.8
 
 
-def stages(built: Engine, path: Path, rounds: int, root: Path) -> tuple[list[Figure], float, float]:
-    """Time each stage alone.
+class Stopwatch:
+    """Keeps what each image took of each stage.
 
-    Returns:
-        The figures, the sum of what every run needs, and the sum with cells on top.
+    Args:
+        repeats: how often each step is done.
+
+    Attributes:
+        core_ms: processor time, the least of the repeats.
+        wall_ms: wall time, the median of the repeats.
     """
-    cv2.setNumThreads(1)
-    options, size_px = built.options, built.predictors[0].input_size_px
-    decoded = decode_image(path, max_pixels=options.max_pixels)
-    pixels, shape_hw = decoded.pixels, decoded.pixels.shape[:2]
-    thumbnail = resize_rgb(pixels, size_px)
-    logits = built.predictors[0].predict(to_network_input(thumbnail)[np.newaxis])[0]
-    soft = probability(logits)
-    parted = part_cells(soft, options.class_names, threshold=options.threshold)
-    mask = mask_from_probability(soft[0], shape_hw, options.threshold)
-    cells = enlarge_cells(parted, mask > 0)
-    table = measure_cells(cells, pixels)
-    blend = Blend.of(options.colour, options.alpha)
-    composite = composite_image(pixels, mask, blend)
-    jpeg, png = encode_jpeg(composite, quality=options.composite_quality), encode_png(mask)
-    diameter_px = typical_diameter_px(parted)
-    outcome = run_one(built, path, root / "one")
-    always: dict[str, Callable[[], object]] = {
-        "look at the header": lambda: (declared_pixels(path), pixel_size_um(path)),
-        "decode, with hash": lambda: decode_image(path, max_pixels=options.max_pixels),
-        "resize for the network": lambda: resize_rgb(pixels, size_px),
-        "to floats": lambda: to_network_input(thumbnail),
-        "sigmoid": lambda: probability(logits),
-        "upsample and threshold": lambda: mask_from_probability(
-            soft[0], shape_hw, options.threshold
-        ),
-        "confidence": lambda: mean_confidence(soft[0]),
-        "composite": lambda: composite_image(pixels, mask, blend),
-        "encode composite": lambda: encode_jpeg(composite, quality=options.composite_quality),
-        "encode mask": lambda: encode_png(mask),
-    }
-    with OutputFolder(root / "written") as outputs, ResultsLog(root / "written") as results:
 
-        def write() -> None:
-            outputs.write("masks/a_mask.png", png)
-            outputs.write("composites/a_bloodred.jpg", jpeg)
-            outputs.sync()
+    def __init__(self, repeats: int) -> None:
+        self._repeats = repeats
+        self.core_ms: dict[str, list[float]] = {}
+        self.wall_ms: dict[str, list[float]] = {}
 
-        always["write"] = write
-        always["record"] = lambda: results.append(outcome)
-        figures = {name: core_ms(call, rounds) for name, call in always.items()}
-    on_top: dict[str, Callable[[], object]] = {
-        "part the cells": lambda: part_cells(
-            soft, options.class_names, threshold=options.threshold
-        ),
-        "bring them to full size": lambda: enlarge_cells(parted, mask > 0),
-        "measure cells": lambda: measure_cells(cells, pixels),
-        "measure quality": lambda: assess(
-            measure_quality(thumbnail, soft[0], diameter_px, solidity=0.9),
-            cells.cell_count,
-            options.statistics,
-        ),
-        "table of cells": lambda: encode_cells("a.jpg", CELL_COLUMNS, table),
-    }
-    cells_figures = {name: core_ms(call, rounds) for name, call in on_top.items()}
-    rows = [Figure(name, value, "ms") for name, value in (figures | cells_figures).items()]
-    # Whether an image has to be taken in tiles is told by its parted cells, cells asked for or not.
-    plain_ms = sum(figures.values()) + cells_figures["part the cells"]
-    return rows, plain_ms, sum(figures.values()) + sum(cells_figures.values())
+    def time(
+        self,
+        stage: str,
+        action: Callable[[], T],
+        clock: Callable[[], float] = time.thread_time,
+        *,
+        repeats: int | None = None,
+        images: int = 1,
+    ) -> T:
+        """Do something a few times, and count it to a stage.
+
+        Args:
+            stage: its name.
+            action: what to do.
+            clock: of the processor; of this thread, if nothing else is said.
+            repeats: how often, in place of what was said at the start.
+            images: how many share it.
+        """
+        core_s, wall_s = [], []
+        for _ in range(repeats or self._repeats):
+            began_core_s, began_s = clock(), time.perf_counter()
+            result = action()
+            core_s.append(clock() - began_core_s)
+            wall_s.append(time.perf_counter() - began_s)
+        self.core_ms.setdefault(stage, []).append(1000 * min(core_s) / images)
+        self.wall_ms.setdefault(stage, []).append(1000 * statistics.median(wall_s) / images)
+        return result
 
 
-def run_one(built: Engine, path: Path, out: Path) -> object:
-    """Process one photograph; its outcome."""
-    facts = path.stat()
-    file = InputFile(path, path.name, facts.st_size, facts.st_mtime_ns)
-    with OutputFolder(out) as outputs:
-        (outcome,) = Pipeline(built.predictors, outputs, OutputNames(), built.options).process(
-            [file]
+def inputs(folder: Path) -> Iterator[InputFile]:
+    """Give the photographs of a folder as the pipeline takes them."""
+    for found in scan_folder(folder, IgnoreRules({".jpg"}), recursive=False):
+        assert isinstance(found, InputFile)
+        yield found
+
+
+def take_apart(
+    engine: Engine, file: InputFile, outputs: OutputFolder, results: ResultsLog, watch: Stopwatch
+) -> None:
+    """Call the steps of one image one after the other, in this thread."""
+    options, predictor, spec = engine.options, engine.predictors[0], engine.spec
+    stem, tint = file.path.stem, blend_table(options.colour, options.alpha)
+    pixels = watch.time(
+        "decode", lambda: decode_image(file.path, max_pixels=options.max_pixels)
+    ).pixels
+    height_px, width_px = shape_hw = pixels.shape[:2]
+
+    def resize() -> tuple[Any, Any]:
+        thumbnail = resize_rgb(pixels, spec.input_size_px)
+        return thumbnail, to_network_input(thumbnail)[np.newaxis]
+
+    thumbnail, batch = watch.time("resize", resize)
+    # The network has threads of its own: what the whole process takes is its time.
+    logits = watch.time("network", lambda: predictor.predict(batch), time.process_time)
+
+    def cut() -> tuple[Any, Any]:
+        soft = probability(logits[0])
+        mean_confidence(soft[0])
+        return soft, mask_from_probability(soft[0], shape_hw, options.threshold)
+
+    soft, mask = watch.time("upsample and threshold", cut)
+    composite = watch.time("composite", lambda: composite_image(pixels, mask, tint))
+    png = watch.time("encode mask", lambda: encode_png(mask))
+    jpeg = watch.time(
+        "encode composite", lambda: encode_jpeg(composite, quality=options.composite_quality)
+    )
+
+    def write() -> None:
+        outputs.write(f"composites/{stem}_bloodred.jpg", jpeg)
+        outputs.write(f"masks/{stem}_mask.png", png)
+
+    watch.time("write", write)
+    cells = watch.time(
+        "cells",
+        lambda: find_cells(soft, spec.class_names, shape_hw, threshold=options.threshold),
+    )
+    measured = watch.time("measure", lambda: measure_cells(cells, pixels))
+
+    def judge() -> None:
+        is_cell = cells.kinds != CellKind.PLATELET
+        areas, solidity = (np.asarray(measured[key], np.float64) for key in ("area", "solidity"))
+        diameter_px = None
+        if is_cell.any():
+            scale = (soft[0].size / (height_px * width_px)) ** 0.5
+            diameter_px = scale * float(np.median(2 * np.sqrt(areas[is_cell] / np.pi)))
+        measures = measure_quality(
+            thumbnail,
+            soft[0],
+            diameter_px,
+            solidity=mean_solidity(solidity, areas, is_cell & ~cells.touches_border),
+            threshold=options.threshold,
         )
-    return outcome
+        assess(measures, int(is_cell.sum()), options.statistics)
+
+    watch.time("quality", judge)
+    watch.time(
+        "table",
+        lambda: outputs.write(
+            f"cells/{stem}.csv", encode_cells(file.image, CELL_COLUMNS, measured)
+        ),
+    )
+    watch.time("record", lambda: results.append(outcome_of(file)))
 
 
-class Watched:
-    """Notes when a predictor is at work."""
+def settle_batch(
+    files: Sequence[InputFile], outputs: OutputFolder, ledger: Ledger, watch: Stopwatch
+) -> None:
+    """Do once what the service does once for a batch: make names last, and the ledger's commits."""
+    recipe = {"model_sha256": "m" * 64, "settings_sha256": "s" * 64}
 
-    def __init__(self, predictor: object, spans: list[tuple[float, float]]) -> None:
-        self._predictor = predictor
-        self._spans = spans
-        self.placement = predictor.placement  # type: ignore[attr-defined]
-        self.input_size_px = predictor.input_size_px  # type: ignore[attr-defined]
+    def commit() -> None:
+        ledger.enqueue(files, **recipe)
+        ledger.begin(files, solo=False)
+        ledger.finish_many(outcome_of(file) for file in files)
+        ledger.mark_exported(file.image for file in files)
 
-    def predict(self, batch: object) -> object:
-        """Pass it on."""
-        begun_s = time.perf_counter()
-        logits = self._predictor.predict(batch)  # type: ignore[attr-defined]
-        self._spans.append((begun_s, time.perf_counter()))
-        return logits
-
-
-def network_share(built: Engine, folder: Path, root: Path) -> tuple[float, float, float]:
-    """Process a folder, and see when the network was at work.
-
-    Returns:
-        Share of the wall time between its first batch and its last in which at least one predictor
-        was at work, core-milliseconds per image of the whole, and images per second.
-    """
-    spans: list[tuple[float, float]] = []
-    predictors = [Watched(predictor, spans) for predictor in built.predictors]
-    found = scan_folder(folder, IgnoreRules(SUFFIXES), recursive=True)
-    files = [file for file in found if isinstance(file, InputFile)]
-    begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
-    with OutputFolder(root / "whole") as outputs:
-        pipeline = Pipeline(predictors, outputs, OutputNames(), built.options)  # type: ignore[arg-type]
-        count = sum(1 for _ in pipeline.process(files))
-    wall_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
-    busy_s, end_s = 0.0, min(start for start, _ in spans)
-    first_s = end_s
-    for start, end in sorted(spans):
-        busy_s += max(0.0, end - max(start, end_s))
-        end_s = max(end_s, end)
-    return busy_s / (end_s - first_s), 1000 * cpu_s / count, count / wall_s
+    # Once: there is nothing left to do for a second time.
+    watch.time("write: names", outputs.sync, repeats=1, images=len(files))
+    watch.time("ledger", commit, repeats=1, images=len(files))
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    command = parser(__doc__, images=24, rounds=15)
-    command.add_argument("--backend", default="auto", help="what runs the network")
-    arguments = command.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bcseg-bench-") as name:
-        root = Path(name)
-        paths = photographs(root / "in", arguments.images)
-        built = engine(**{"model.backend": arguments.backend})
-        rows, plain_ms, with_cells_ms = stages(built, paths[0], arguments.rounds, root)
-        share, whole_ms, rate = network_share(built, root / "in", root)
-    rows += [
-        Figure("all but the network", plain_ms, "ms", aim=35, at_least=False),
-        Figure("with cells, measurements, quality", with_cells_ms, "ms", aim=60, at_least=False),
-        Figure("a whole run, network and all", whole_ms, "ms"),
-        Figure("wall time in which the network runs", 100 * share, "%"),
-        Figure(f"images per second, {built.placement.dtype}", rate, "/s"),
-    ]
-    report("Core-milliseconds per photograph of 1600 x 1200", rows, arguments.json)
+def one_by_one(engine: Engine, files: Sequence[InputFile], folder: Path, repeats: int) -> Stopwatch:
+    """Take the way of each image apart."""
+    watch = Stopwatch(repeats)
+    size = engine.options.batch_size
+    output = folder / "one-by-one"
+    with (
+        OutputFolder(output) as outputs,
+        ResultsLog(output) as results,
+        Ledger(folder / LEDGER_NAME) as ledger,
+    ):
+        # The first call of anything pays for what is made once.
+        take_apart(engine, files[0], outputs, results, Stopwatch(1))
+        outputs.sync()
+        for first in range(0, len(files), size):
+            for file in files[first : first + size]:
+                take_apart(engine, file, outputs, results, watch)
+            settle_batch(files[first : first + size], outputs, ledger, watch)
+    return watch
+
+
+def covered_s(intervals: Sequence[tuple[float, float]]) -> float:
+    """Add up intervals; what several cover counts once."""
+    total_s, until_s = 0.0, -float("inf")
+    for begin_s, end_s in sorted(intervals):
+        total_s += max(0.0, end_s - max(begin_s, until_s))
+        until_s = max(until_s, end_s)
+    return total_s
+
+
+def whole_run(engine: Engine, files: Sequence[InputFile], folder: Path) -> dict[str, float]:
+    """Run the pipeline over all images, and look when the network runs."""
+    intervals: list[tuple[float, float]] = []
+
+    def observe(stage: str, took_s: float, _images: int) -> None:
+        if stage == "network":
+            now_s = time.monotonic()
+            intervals.append((now_s - took_s, now_s))
+
+    finished_s: list[float] = []
+    began_cpu_s = time.process_time()
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as name,
+        OutputFolder(Path(name)) as outputs,
+        ResultsLog(Path(name)) as results,
+    ):
+        pipeline = Pipeline(
+            engine.predictors, outputs, OutputNames(), engine.options, observe=observe
+        )
+        for outcome in pipeline.process(files):
+            results.append(outcome)
+            finished_s.append(time.monotonic())
+    cpu_s = time.process_time() - began_cpu_s
+    # Before the first batch the network has nothing to do yet, and after the last one nothing more.
+    span_s = max(end_s for _, end_s in intervals) - min(begin_s for begin_s, _ in intervals)
+    return {
+        "images": len(finished_s),
+        "images_per_s": steady_per_s(finished_s, Settings().processing.batch_size) or 0.0,
+        "core_ms_per_image": 1000 * cpu_s / len(finished_s),
+        "network_share": covered_s(intervals) / span_s,
+        "networks_at_once": sum(end_s - begin_s for begin_s, end_s in intervals) / span_s,
+    }
+
+
+def network_alone(engine: Engine, images: int) -> dict[str, float]:
+    """Run the network on as many images."""
+    took = run_network(engine, images)
+    return {
+        "images": took["images"],
+        "images_per_s": took["images"] / took["wall_s"],
+        "core_ms_per_image": 1000 * took["cpu_s"] / took["images"],
+    }
+
+
+def add_stages(report: Report, watch: Stopwatch) -> None:
+    """Print the stages, and hold their sums against the limits."""
+    stages = {
+        stage: {
+            "core_ms": statistics.mean(watch.core_ms[stage]),
+            "wall_ms": statistics.mean(watch.wall_ms[stage]),
+            "max_core_ms": max(watch.core_ms[stage]),
+        }
+        for stage in (*PICTURES, *CELLS, "network")
+    }
+    report.parts["stages"] = stages
+    report.table(
+        "One image, step by step, one thread (the mean over the images)",
+        ["", "core-ms", "wall ms", "core-ms, worst image"],
+        [
+            [stage, took["core_ms"], took["wall_ms"], took["max_core_ms"]]
+            for stage, took in stages.items()
+        ],
+    )
+    for name, some, limit_ms in (
+        ("all but the network, pictures alone", PICTURES, PICTURES_LIMIT_MS),
+        ("all but the network, with cells", (*PICTURES, *CELLS), ALL_LIMIT_MS),
+    ):
+        report.add(
+            Figure(
+                name=name,
+                values=[sum(stages[stage]["core_ms"] for stage in some)],
+                unit="core-ms/image",
+                aim=limit_ms,
+                at_least=False,
+            )
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5, help="of each step")
+    parser.add_argument("--rounds", type=int, default=3, help="of the whole runs")
+    parser.add_argument("--model", type=Path, help="the shipped one where left out")
+    parser.add_argument("--backend", help="as for process-dir")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured")
+    parser.add_argument("--json", type=Path, help="write the figures there too; - prints them")
+    options = parser.parse_args()
+    logger.remove()  # the figures alone
+    report = Report("stages", vars(options))
+    engine = open_engine(options.model, options.backend)
+    cv2.setNumThreads(1)  # as the service does
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        write_photographs(folder / "in", options.images)
+        files = list(inputs(folder / "in"))
+        watch = one_by_one(engine, files, folder, options.repeats)
+        results = in_turn(
+            {
+                "whole pipeline": lambda: whole_run(engine, files, folder),
+                "network alone": lambda: network_alone(engine, len(files)),
+                "limits": lambda: limits(folder),
+            },
+            options.rounds,
+            console=report.console,
+        )
+    report.limits(results.pop("limits"))
+    add_stages(report, watch)
+    report.parts["runs"] = results
+    report.parts["description"] = engine.description
+    whole, alone = results["whole pipeline"], results["network alone"]
+    keys = ("images_per_s", "core_ms_per_image", "network_share", "networks_at_once")
+    report.table(
+        f"In turn: {engine.description}",
+        ["", "images/s", "core-ms/image", "share of time in network", "networks at once"],
+        [
+            [
+                name,
+                *(statistics.median(one.get(key, np.nan) for one in some) for key in keys),
+            ]
+            for name, some in results.items()
+        ],
+    )
+    report.add(
+        ratios(
+            "whole pipeline / network alone, images/s",
+            [one["images_per_s"] for one in whole],
+            [one["images_per_s"] for one in alone],
+            aim=TO_NETWORK,
+        ),
+        Figure(
+            name="share of wall time in which the network runs",
+            values=[one["network_share"] for one in whole],
+        ),
+        Figure(
+            name="whole pipeline less network alone",
+            values=[
+                one["core_ms_per_image"] - other["core_ms_per_image"]
+                for one, other in zip(whole, alone, strict=True)
+            ],
+            unit="core-ms/image",
+            aim=ALL_LIMIT_MS if engine.options.cells else PICTURES_LIMIT_MS,
+            at_least=False,
+        ),
+    )
+    report.finish(options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
