@@ -7,7 +7,7 @@ PYTEST := scratch=$$(mktemp -d) && $(BIN)/python -W error -m pytest --basetemp=$
 CLEAN_UP := && rm -rf $$scratch
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test slow lint types check clean
+.PHONY: demo test slow lint types check bench clean
 
 demo: .venv/installed
 	$(BIN)/bcseg-batch process-dir samples demo-out
@@ -31,6 +31,12 @@ types: .venv/installed-test
 # What CI runs, but for the installation of system packages.
 check: test lint types slow
 
+# An hour on a machine that does nothing else; docs/performance.md says how to read it.
+bench: .venv/installed-bench
+	mkdir -p bench-out
+	for name in startup stages throughput scaling; do \
+	  $(BIN)/python benchmarks/$$name.py --json bench-out/$$name.json || exit 1; done
+
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "bcseg-batch needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -45,5 +51,9 @@ check: test lint types slow
 	$(PIP) --editable '.[test]'
 	@touch $@ .venv/installed
 
+.venv/installed-bench: .venv/python pyproject.toml
+	$(PIP) --editable '.[bench]'
+	@touch $@ .venv/installed
+
 clean:
-	rm -rf .venv demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo-out bench-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

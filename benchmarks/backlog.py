@@ -14,15 +14,14 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from harness import command
 from loguru import logger
 
 from bcseg_batch.intake.ignore import IgnoreRules
@@ -66,12 +65,12 @@ def measure_start(root: Path, watch_s: float) -> dict[str, float]:
     settings.write_text(
         f'[folders]\ninput = "{root}/in"\noutput = "{root}/out"\nstate = "{root}/state"\n'
     )
-    command = shutil.which("bcseg-batch", path=str(Path(sys.executable).parent))
-    assert command is not None
     results = root / "out" / "results.jsonl"
     began_s = time.monotonic()
     with (root / "log.txt").open("wb") as log:
-        daemon = subprocess.Popen([command, "run", "--settings", settings], stderr=log, stdout=log)
+        daemon = subprocess.Popen(
+            [command(), "run", "--settings", settings], stderr=log, stdout=log
+        )
     try:
         while not (results.exists() and results.stat().st_size):
             if daemon.poll() is not None or time.monotonic() - began_s > GIVE_UP_S:

@@ -40,6 +40,7 @@ from bcseg_training.synthetic import synthesize_numbered
 
 SHAPE_HW = (1200, 1600)
 JPEG_QUALITY = 95
+BATCH_SIZE = Settings().processing.batch_size
 _SMEARS = 3
 _GIVE_UP_S = 3600.0
 _SAMPLE_EVERY_S = 0.05
@@ -147,8 +148,8 @@ class Rate:
 
     Attributes:
         images: how many.
-        steady_per_s: images per second, the start and the first batch left out; None where no more
-            than that came out.
+        steady_per_s: images per second between the first and the last batch; None where no more
+            came out.
         whole_per_s: images per second of the whole process, start and end included.
         core_ms_per_image: processor time of the whole process for each image, milliseconds.
         peak_mb: the most memory that was resident, MB (10^6 bytes).
@@ -282,18 +283,28 @@ def run(arguments: Sequence[str | Path], changes: Mapping[str, str] | None = Non
     return Watched(arguments, changes).wait()
 
 
-def steady_per_s(finished_s: Sequence[float], first: int) -> float | None:
-    """Give the rate behind the first batch.
+def steady_per_s(finished_s: Sequence[float], batch: int) -> float | None:
+    """Give the rate between the first batch and the last one.
+
+    When the first batch is through, the next ones are well under way already, as they are in the
+    middle of a run; at the end nothing comes after the last. So both ends have to be left out, or
+    the rate comes out too high: for a few batches higher than the network can be.
 
     Args:
         finished_s: when each image was through, in any order, on one clock.
-        first: images of the first batch; half of all where there are fewer than twice as many.
+        batch: images at either end that are left out; a quarter where there are fewer than four
+            times as many.
+
+    Returns:
+        Images per second; None where too few are left.
     """
     times_s = np.sort(np.asarray(finished_s))
-    first = max(1, min(first, times_s.size // 2))
-    if times_s.size <= first or times_s[-1] <= times_s[first - 1]:
-        return None
-    return float((times_s.size - first) / (times_s[-1] - times_s[first - 1]))
+    batch = min(batch, times_s.size // 4)
+    counted = times_s.size - 2 * batch
+    first_s, last_s = times_s[max(0, batch - 1)], times_s[times_s.size - batch - 1]
+    if batch == 0:
+        counted -= 1
+    return float(counted / (last_s - first_s)) if counted > 0 and last_s > first_s else None
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -302,19 +313,18 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["status"] == "done"]
 
 
-def rate_of(output: Path, finished: Finished, *, first: int | None = None) -> Rate:
+def rate_of(output: Path, finished: Finished) -> Rate:
     """Work out how fast a run of ours was, from its records and its process.
 
     Args:
         output: its output folder.
         finished: its process.
-        first: images of the first batch; None takes the default of the settings.
     """
     done = records(output)
     times_s = [datetime.fromisoformat(record["finished_at"]).timestamp() for record in done]
     return Rate(
         images=len(done),
-        steady_per_s=steady_per_s(times_s, first or Settings().processing.batch_size),
+        steady_per_s=steady_per_s(times_s, BATCH_SIZE),
         whole_per_s=len(done) / finished.wall_s,
         core_ms_per_image=1000 * finished.cpu_s / max(1, len(done)),
         peak_mb=finished.peak_bytes / 1e6,
@@ -629,7 +639,7 @@ class Report:
 
         keys = ("steady_per_s", "whole_per_s", "core_ms_per_image", "peak_mb")
         self.table(
-            f"{title} (steady: without start and first batch; whole: all of the process)",
+            f"{title} (steady: between the first and the last batch; whole: all of the process)",
             ["", "images", "steady/s", "whole/s", "core-ms/image", "peak MB", "on", "tiled"],
             [
                 [

@@ -11,40 +11,18 @@ program on the same cores is part of what is measured.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
+from harness import command, encode_photograph, photographs
 
-from bcseg_training.synthetic import synthesize_numbered
-
-SHAPE_HW = (1200, 1600)
 ALLOWED_S = 0.5
 GIVE_UP_S = 60.0
-
-
-def photographs(count: int) -> list[bytes]:
-    """Make a few smears, and number them in a corner so that no two files are the same."""
-    smears = [
-        synthesize_numbered(1, index, shape_hw=SHAPE_HW, style="typical").image
-        for index in range(min(count, 3))
-    ]
-    files = []
-    for number in range(count):
-        pixels = smears[number % len(smears)].copy()
-        pixels[:16, :16] = number
-        packed = io.BytesIO()
-        Image.fromarray(pixels).save(packed, "JPEG", quality=95)
-        files.append(packed.getvalue())
-    return files
 
 
 def start(root: Path, settle_s: float) -> subprocess.Popen[bytes]:
@@ -54,11 +32,9 @@ def start(root: Path, settle_s: float) -> subprocess.Popen[bytes]:
         f'[folders]\ninput = "{root}/in"\noutput = "{root}/out"\nstate = "{root}/state"\n'
         f"[intake]\nsettle_s = {settle_s}\n"
     )
-    command = shutil.which("bcseg-batch", path=str(Path(sys.executable).parent))
-    assert command is not None
     with (root / "log.txt").open("wb") as log:
         return subprocess.Popen(
-            [command, "run", "--settings", str(root / "daemon.toml")], stderr=log, stdout=log
+            [command(), "run", "--settings", str(root / "daemon.toml")], stderr=log, stdout=log
         )
 
 
@@ -95,7 +71,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="on the disk to be measured")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    files = photographs(options.images + 1)
+    files = [encode_photograph(pixels) for pixels in photographs(options.images + 1)]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
         daemon = start(root, options.settle)

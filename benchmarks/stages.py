@@ -12,6 +12,7 @@ what share of the wall time at least one network runs.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -21,7 +22,16 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from harness import Figure, Report, in_turn, limits, ratios, steady_per_s, write_photographs
+from harness import (
+    BATCH_SIZE,
+    Figure,
+    Report,
+    in_turn,
+    limits,
+    ratios,
+    steady_per_s,
+    write_photographs,
+)
 from ledger import outcome_of
 from loguru import logger
 from network import open_engine, run_network
@@ -43,7 +53,6 @@ from bcseg_batch.segment.quality import assess, mean_solidity, measure_quality
 from bcseg_batch.service.build import Engine
 from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.pipeline import Pipeline
-from bcseg_batch.settings import Settings
 from bcseg_batch.store.cell_table import encode_cells
 from bcseg_batch.store.encode import encode_jpeg, encode_png
 from bcseg_batch.store.images import decode_image
@@ -265,7 +274,7 @@ def whole_run(engine: Engine, files: Sequence[InputFile], folder: Path) -> dict[
     span_s = max(end_s for _, end_s in intervals) - min(begin_s for begin_s, _ in intervals)
     return {
         "images": len(finished_s),
-        "images_per_s": steady_per_s(finished_s, Settings().processing.batch_size) or 0.0,
+        "images_per_s": steady_per_s(finished_s, BATCH_SIZE) or math.nan,
         "core_ms_per_image": 1000 * cpu_s / len(finished_s),
         "network_share": covered_s(intervals) / span_s,
         "networks_at_once": sum(end_s - begin_s for begin_s, end_s in intervals) / span_s,

@@ -16,8 +16,8 @@ subject is a process of its own, and all are measured in turn:
                                  (`runtimes.py`)
     network ...                  the network alone, as the service runs it (`network.py`)
 
-The rates that are compared leave out the start and the first batch. Without the extra `bench` the
-other runtimes are left out.
+The rates that are compared are those between the first and the last batch: take ten batches or more
+for figures to go by. Without the extra `bench` the other runtimes are left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from typing import Any
 
 import reference
 from harness import (
+    BATCH_SIZE,
     Figure,
     Finished,
     Limits,
@@ -62,7 +63,6 @@ from harness import (
 from runtimes import RUNTIMES
 
 from bcseg_batch.service.build import SHIPPED_MODEL
-from bcseg_batch.settings import Settings
 
 HERE = Path(__file__).parent
 # Each image stretched whole, and nothing but pictures.
@@ -139,8 +139,7 @@ def run_runtime(runtime: str, source: Path, model: Path) -> Rate:
     script = [sys.executable, str(HERE / "runtimes.py"), "--runtime", runtime]
     finished = run([*script, "--input", source, "--model", model])
     said = said_by(finished)
-    first = Settings().processing.batch_size
-    return rate_by(finished, said, steady_per_s(said["finished_s"], first))
+    return rate_by(finished, said, steady_per_s(said["finished_s"], BATCH_SIZE))
 
 
 def run_network(model: Path, backend: Sequence[str], images: int) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def ours(
 ) -> Iterator[tuple[str, Subject]]:
     """Name our own ways to process a folder, and the network alone."""
     choice = ["--backend", backend] if backend else []
-    model: dict[str, object] = {"file": str(file)} | ({"backend": backend} if backend else {})
+    model: dict[str, object] = {"file": str(file), **({"backend": backend} if backend else {})}
     for made in outputs:
         sections: Sections = AS_THE_ORIGINAL if made == "pictures" else {}
         name = f"{weights} {made} {backend}".rstrip()
