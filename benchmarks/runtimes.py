@@ -32,7 +32,7 @@ from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
 from bcseg_batch.segment.placement import available_cores
 from bcseg_batch.segment.postprocess import (
-    blend_table,
+    Blend,
     composite_image,
     mask_from_probability,
     probability,
@@ -118,7 +118,7 @@ def run(runtime: str, model: Path, paths: list[Path], output: Path) -> dict[str,
     checkpoint = load_checkpoint(model)
     spec = checkpoint.spec
     lane, dtype = OPEN[runtime](export_onnx(checkpoint), lanes)
-    table = blend_table(settings.outputs.colour, settings.outputs.alpha)
+    table = Blend.of(settings.outputs.colour, settings.outputs.alpha)
     pending = iter(paths)
     finished_s: list[float] = []
 

@@ -42,7 +42,7 @@ from bcseg_batch.items import InputFile
 from bcseg_batch.segment.cells import CellKind, find_cells
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import (
-    blend_table,
+    Blend,
     composite_image,
     mask_from_probability,
     mean_confidence,
@@ -138,7 +138,7 @@ def take_apart(
 ) -> None:
     """Call the steps of one image one after the other, in this thread."""
     options, predictor, spec = engine.options, engine.predictors[0], engine.spec
-    stem, tint = file.path.stem, blend_table(options.colour, options.alpha)
+    stem, tint = file.path.stem, Blend.of(options.colour, options.alpha)
     pixels = watch.time(
         "decode", lambda: decode_image(file.path, max_pixels=options.max_pixels)
     ).pixels

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.postprocess import blend_table, composite_image
+from bcseg_batch.segment.postprocess import Blend, composite_image
 from bcseg_batch.segment.preprocess import preprocess
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -80,10 +80,10 @@ def test_the_blood_red_of_reference_and_product_are_the_same(reference: ModuleTy
     values = np.arange(256, dtype=np.uint8)
     pixels = np.stack([values, np.roll(values, 85), values[::-1]], axis=-1).reshape(16, 16, 3)
     mask = np.where(np.indices((16, 16)).sum(axis=0) % 3, 255, 0).astype(np.uint8)
-    ours = composite_image(pixels, mask, blend_table((160, 0, 20), 0.3))
+    ours = composite_image(pixels, mask, Blend.of((160, 0, 20), 0.3))
     np.testing.assert_array_equal(reference.blood_red(pixels, mask), ours)
     everywhere = np.full_like(mask, 255)
-    ours = composite_image(pixels, everywhere, blend_table((160, 0, 20), 0.3))
+    ours = composite_image(pixels, everywhere, Blend.of((160, 0, 20), 0.3))
     np.testing.assert_array_equal(reference.blood_red(pixels, everywhere), ours)
 
 
