@@ -117,6 +117,8 @@ class Predictor:
         self._cores = cores
         self._device = torch.device(placement.device)
         self._dtype = _DTYPES[placement.dtype]
+        self._stream = self._new_stream()
+        self._batch_size = 0
         if placement.dtype == "float32" and self._device.type == "cuda":
             # cuDNN would compute in TF32, of 10 bits, and call it float32.
             torch.backends.cudnn.allow_tf32 = False
@@ -128,8 +130,18 @@ class Predictor:
             raise DeviceError(f"{placement.device} refuses the network: {error}") from error
 
     def twin(self) -> Predictor:
-        """Give a second predictor of the same weights, for a second thread."""
-        return copy.copy(self)
+        """Give a second predictor of the same weights, for a second thread.
+
+        On a GPU it works in a stream of its own, so that one copies while the other computes.
+        """
+        twin = copy.copy(self)
+        twin._stream = twin._new_stream()
+        return twin
+
+    def _new_stream(self) -> torch.cuda.Stream | None:
+        if self._device.type != "cuda":
+            return None
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # it has no types
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the network once.
@@ -148,14 +160,16 @@ class Predictor:
             with torch.inference_mode():
                 if self._device.type == "cpu":
                     return self._one_by_one(batch)
-                return self._run(batch)
+                return self._run(self._padded(batch))[: len(batch)]
         except torch.OutOfMemoryError as error:
+            self._batch_size = 0  # the next one is smaller
             torch.cuda.empty_cache()
             raise OutOfMemoryError(
                 f"{self.placement.device} has no memory for {len(batch)} images"
             ) from error
         except RuntimeError as error:
             if any(sign in str(error) for sign in _OUT_OF_MEMORY_SIGNS):
+                self._batch_size = 0
                 raise OutOfMemoryError(
                     f"{self.placement.device} has no memory for {len(batch)} images"
                 ) from error
@@ -181,12 +195,30 @@ class Predictor:
             finally:
                 torch.set_num_threads(before)
 
+    def _padded(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Fill a batch up to the largest so far: kernels are chosen anew for each other shape."""
+        self._batch_size = max(self._batch_size, len(batch))
+        missing = self._batch_size - len(batch)
+        if not missing:
+            return batch
+        return np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.float32)])
+
     def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        tensor = torch.from_numpy(batch).to(
-            device=self._device, dtype=self._dtype, memory_format=torch.channels_last
-        )
-        logits: torch.Tensor = self._model(tensor)
-        return logits.float().contiguous().cpu().numpy()
+        if self._stream is None:
+            tensor = torch.from_numpy(batch).to(
+                device=self._device, dtype=self._dtype, memory_format=torch.channels_last
+            )
+            logits: torch.Tensor = self._model(tensor)
+            return logits.float().contiguous().cpu().numpy()
+        with torch.cuda.stream(self._stream):
+            # From pinned memory a copy need not be waited for, and a twin computes meanwhile.
+            tensor = torch.from_numpy(batch).pin_memory().to(self._device, non_blocking=True)
+            tensor = tensor.to(dtype=self._dtype, memory_format=torch.channels_last)
+            on_device = self._model(tensor).float().contiguous()
+            logits = torch.empty(on_device.shape, dtype=torch.float32, pin_memory=True)
+            logits.copy_(on_device, non_blocking=True)
+        self._stream.synchronize()
+        return logits.numpy()
 
 
 def open_predictor(
@@ -235,7 +267,8 @@ def open_predictors(
 ) -> list[Predictor]:
     """Place a network on one device or several, ready to be run by a thread each.
 
-    On a processor of several cores two predictors share the cores and the weights; see `Cores`.
+    On a processor of several cores two predictors share the cores and the weights; see `Cores`. On
+    a GPU two share the weights, and one copies while the other computes.
 
     Args:
         model: as for `open_predictor`.
@@ -256,7 +289,8 @@ def open_predictors(
                 "device once"
             )
         predictors.append(predictor)
-        if predictor.placement.device == "cpu" and available_cores() > 1:
+        kind = predictor.placement.device.partition(":")[0]
+        if kind == "cuda" or (kind == "cpu" and available_cores() > 1):
             predictors.append(predictor.twin())
     return predictors
 
