@@ -501,6 +501,32 @@ def test_a_large_image_is_written_in_bands(
     assert [float(row["area"]) for row in rows] == areas.tolist()
 
 
+class FourChannels(BrightIsCell):
+    """Gives four planes, as the shipped model does."""
+
+    def predict(self, batch: Logits) -> Logits:
+        logits = super().predict(batch)
+        return np.concatenate([logits, logits, -np.abs(logits), -np.abs(logits)], axis=1)
+
+
+@pytest.mark.parametrize("cells", [True, False])
+@pytest.mark.parametrize("tiling", [True, False])
+def test_a_large_image_goes_through_a_network_of_several_channels(
+    source: Path, outputs: OutputFolder, cells: bool, tiling: bool
+) -> None:
+    many_discs(source / "a.tif", (410, 900))
+    process = pipeline(
+        outputs,
+        FourChannels(),
+        large_pixels=100_000,
+        tiling=tiling,
+        cells=cells,
+        class_names=("cell", "core", "white_cell", "platelet"),
+    ).process
+    (outcome,) = process([input_file(source / "a.tif", source)])
+    assert (outcome.status, outcome.error) == (Status.DONE, None)
+
+
 def test_a_large_image_of_another_format_is_read_whole_and_written_in_bands(
     source: Path, outputs: OutputFolder
 ) -> None:
