@@ -1,8 +1,9 @@
 """The daemon: watches, processes, records, for as long as the machine lives.
 
-One thread does it all, the network included; only decoding and writing have workers. So whatever
-hangs stops the pings to systemd, and the daemon is killed and started again, which is safe at any
-moment: an attempt is written down before the work, a result after it.
+One thread does it all but the network, decoding and writing, which have threads of their own. What
+hangs in it stops the pings to systemd, and so does an image that is in hand for
+`service.stall_timeout_s` while nothing comes out; the daemon is killed and started again, which is
+safe at any moment: an attempt is written down before the work, a result after it.
 """
 
 from __future__ import annotations
