@@ -48,7 +48,7 @@ sys.exit(main())
 """
 
 HANGING_DROP_IN = f"""{IMPATIENT}
-Environment=BCSEG_SERVICE__STALL_TIMEOUT_S=5
+Environment=BCSEG_SERVICE__STALL_TIMEOUT_S=5 BCSEG_MODEL__BACKEND=torch
 ExecStart=
 ExecStart=/opt/bcseg-batch/bin/python /opt/hanging.py run \
 --settings /etc/bcseg-batch/%i.toml --state-dir /var/lib/bcseg-batch/%i

@@ -452,6 +452,7 @@ def test_a_run_in_8_bits_does_without_torch(made: Made) -> None:
         "network = open_network(Path(sys.argv[1]), backend='auto', devices=['cpu'], dtype='auto')\n"
         "assert network.predictors[0].placement.dtype == 'int8'\n"
         "assert 'torch' not in sys.modules\n"
+        "assert sys.modules['openvino_telemetry'] is None\n"
     )
     subprocess.run([sys.executable, "-c", code, made.checkpoint], check=True)
 

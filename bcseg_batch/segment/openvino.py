@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -24,6 +25,10 @@ from bcseg_batch.segment.quantised import PATTERN_STRIDE, Quantised
 if TYPE_CHECKING:
     import openvino
     from torch import nn
+
+# OpenVINO starts its telemetry when it is imported, and sends what it likes unasked; without the
+# package it does without. Nothing here may reach for the network, or write to the home folder.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as import takes it
 
 # How much further the probabilities may move than where the 8-bit form was made, on average:
 # rounding differs by a thousandth from one processor to another, and kernels that are not right
