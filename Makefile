@@ -31,7 +31,7 @@ types: .venv/installed-test
 # What CI runs, but for the installation of system packages.
 check: test lint types slow
 
-# An hour on a machine that does nothing else; docs/performance.md says how to read it.
+# Long, on a machine that does nothing else; docs/performance.md says how to read it.
 bench: .venv/installed-bench
 	mkdir -p bench-out
 	for name in startup stages throughput scaling; do \

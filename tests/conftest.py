@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from no_skips import NoSkips
+
+from bcseg_batch.store.outputs import OutputFolder
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,6 +26,21 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data (or BCSEG_DATA): real images are not in the repository")
     return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An empty input folder."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Iterator[OutputFolder]:
+    """An output folder, held."""
+    with OutputFolder(tmp_path / "out") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

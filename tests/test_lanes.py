@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +21,6 @@ from bcseg_batch.segment.predictor import Predictor, open_predictors
 from bcseg_batch.service.pipeline import Pipeline
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Iterator[OutputFolder]:
-    with OutputFolder(tmp_path / "out") as folder:
-        yield folder
 
 
 class Device(BrightIsCell):

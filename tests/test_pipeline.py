@@ -32,19 +32,6 @@ from bcseg_batch.store.outputs import OutputFolder
 Logits = npt.NDArray[np.float32]
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Iterator[OutputFolder]:
-    with OutputFolder(tmp_path / "out") as folder:
-        yield folder
-
-
 def smears(source: Path, count: int) -> list[InputFile]:
     first = write_smear(source / "000.png")
     for number in range(1, count):

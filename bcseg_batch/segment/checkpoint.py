@@ -6,7 +6,6 @@ nothing is ever loaded in its place, and no pickled code is ever run.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -22,8 +21,8 @@ from torch import Tensor
 
 from bcseg_batch.errors import CheckpointError
 from bcseg_batch.segment.model import UNet
-from bcseg_batch.segment.quantised import write_model_file
-from bcseg_batch.segment.spec import HEADER_KEY, ModelSpec, damaged, problems_of, read_spec
+from bcseg_batch.segment.model_file import damaged, problems_of, sha256_of, write_model_file
+from bcseg_batch.segment.spec import HEADER_KEY, ModelSpec, read_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +48,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, unreadable, not a model, or not this network.
     """
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"model file {path} cannot be read: {error.strerror}") from error
+    sha256 = sha256_of(path)
     if path.suffix == ".safetensors":
         spec, weights = _read_safetensors(path)
     elif path.suffix in {".pth", ".pt"}:

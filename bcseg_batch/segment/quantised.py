@@ -8,9 +8,7 @@ header that names the checkpoint by its hash.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bcseg_batch.errors import CheckpointError, OutputError
-from bcseg_batch.segment.spec import damaged, problems_of
+from bcseg_batch.errors import CheckpointError
+from bcseg_batch.segment.model_file import damaged, problems_of, write_model_file
 from bcseg_batch.version import __version__
 
 SUFFIX = ".int8.safetensors"
@@ -146,6 +144,14 @@ def find_quantised(checkpoint: Path, checkpoint_sha256: str) -> Quantised | None
     return quantised
 
 
+def lacks_8_bits(checkpoint: Path) -> CheckpointError:
+    """Give the error of a model whose 8-bit form is asked for and missing."""
+    return CheckpointError(
+        f"the model has no 8-bit form {quantised_path(checkpoint)}: make one with bcseg-train "
+        "quantize"
+    )
+
+
 def save_quantised(path: Path, quantised: Quantised) -> None:
     """Write a quantised network; it appears under its name only when it is whole.
 
@@ -161,25 +167,3 @@ def save_quantised(path: Path, quantised: Quantised) -> None:
         metadata={_HEADER_KEY: quantised.spec.model_dump_json()},
     )
     write_model_file(path, data)
-
-
-def write_model_file(path: Path, data: bytes) -> None:
-    """Write a model file of either kind so that its name always stands for the whole of it.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(
-            f"model file {path} cannot be written: {error.strerror}: name a folder that exists, "
-            "may be written and has room"
-        ) from error

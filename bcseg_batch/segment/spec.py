@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError, safe_open
 
 from bcseg_batch.errors import CheckpointError
+from bcseg_batch.segment.model_file import damaged, problems_of
 from bcseg_batch.segment.quality import TrainingStatistics
 from bcseg_batch.version import __version__
 
@@ -104,18 +105,3 @@ def read_spec(path: Path) -> ModelSpec:
         raise CheckpointError(
             f"model file {path} describes itself wrongly: {problems_of(error)}"
         ) from error
-
-
-def damaged(path: Path, error: Exception) -> CheckpointError:
-    """Give the error of a file that cannot be read as safetensors."""
-    return CheckpointError(
-        f"model file {path} is damaged or is not safetensors ({error}): copy it again"
-    )
-
-
-def problems_of(error: ValidationError) -> str:
-    """Say in one line what is wrong with a description."""
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
-        for item in error.errors()
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from loguru import logger
 
 from bcseg_batch.errors import CheckpointError, DeviceError, SettingsError
 from bcseg_batch.segment import openvino
+from bcseg_batch.segment.model_file import sha256_of
 from bcseg_batch.segment.placement import AnyPredictor, available_cores
-from bcseg_batch.segment.quantised import Quantised, find_quantised, quantised_path
+from bcseg_batch.segment.quantised import Quantised, find_quantised, lacks_8_bits, quantised_path
 from bcseg_batch.segment.spec import ModelSpec, read_spec
 
 if TYPE_CHECKING:
@@ -57,21 +57,16 @@ def open_network(path: Path, *, backend: str, devices: Sequence[str], dtype: str
     """
     if backend == "openvino" or dtype == "int8":
         _check_asked_for(backend, devices)
-        if (
-            dtype in {"auto", "int8"}
-            and (quantised := find_quantised(path, _sha256(path))) is not None
-        ):
+        quantised = find_quantised(path, sha256_of(path)) if dtype in {"auto", "int8"} else None
+        if quantised is not None:
             return _in_8_bits(path, quantised, "asked for")
         if dtype == "int8":
-            raise CheckpointError(
-                f"model.dtype is int8, but the model has no 8-bit form {quantised_path(path)}: "
-                "make one with bcseg-train quantize"
-            )
+            raise lacks_8_bits(path)
         return _converted(path, dtype)
     why_not = _why_not_8_bits(path, devices, dtype) if backend == "auto" else "asked for"
     if why_not is None:
         try:
-            quantised = find_quantised(path, _sha256(path))
+            quantised = find_quantised(path, sha256_of(path))
             if quantised is not None:
                 return _in_8_bits(path, quantised, "installed, and the model has an 8-bit form")
             why_not = "the model has no 8-bit form"
@@ -125,16 +120,7 @@ def _may_have_gpu() -> bool:
     return bool(answers and count.value)
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"model file {path} cannot be read: {error.strerror}") from error
-
-
 def _in_8_bits(path: Path, quantised: Quantised, why: str) -> Network:
-    sha256 = _sha256(path)
     # A checkpoint of the original's layout says nothing of itself: its weights have to be read.
     spec = read_spec(path) if path.suffix == ".safetensors" else _load(path).spec
     if (spec.input_size_px, spec.out_channels) != (
@@ -146,6 +132,8 @@ def _in_8_bits(path: Path, quantised: Quantised, why: str) -> Network:
             "with bcseg-train quantize"
         )
     predictor = openvino.open_quantised(quantised, "cpu, int8")
+    # Hashed before: the form is of this very file.
+    sha256 = quantised.spec.checkpoint_sha256
     return Network(_lanes(predictor), spec, sha256, f"OpenVINO ({why})")
 
 

@@ -140,11 +140,13 @@ class Undersized:
     Attributes:
         item: the image.
         soft: float32 (C, S, S) in [0, 1], of the first pass.
+        parted: its cells.
         diameter_px: of its typical cell at the network's size; None where that cannot be told.
     """
 
     item: Prepared
     soft: npt.NDArray[np.float32]
+    parted: Parted
     diameter_px: float | None
 
 
@@ -218,7 +220,7 @@ class Finisher:
             parted = self._parted(soft)
             diameter_px = typical_diameter_px(parted)
             if self.is_large(item) or diameter_px is None or diameter_px < MIN_DIAMETER_PX:
-                return Undersized(item, soft, diameter_px)
+                return Undersized(item, soft, parted, diameter_px)
         return self.finish_whole(item, soft, parted)
 
     def finish_whole(

@@ -298,7 +298,7 @@ class Pipeline:
             thumbnail=item.thumbnail,
         )
         if scale is None and not self._finisher.is_large(item):
-            return self._finisher.finish_whole(item, first.soft)
+            return self._finisher.finish_whole(item, first.soft, first.parted)
         # Of a large image without a cell at any scale the outputs are made all the same.
         scale = scale or size_px / math.sqrt(math.prod(item.raster.shape_hw))
         bands = segment_in_tiles(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bcseg_batch.errors import CheckpointError, ImageError, UsageError
+from bcseg_batch.errors import ImageError, UsageError
 from bcseg_batch.segment.cells import Cells
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
 from bcseg_batch.segment.openvino import OpenVinoPredictor, open_quantised
@@ -24,7 +24,7 @@ from bcseg_batch.segment.postprocess import (
 )
 from bcseg_batch.segment.predictor import Predictor, open_predictor
 from bcseg_batch.segment.preprocess import preprocess
-from bcseg_batch.segment.quantised import find_quantised, quantised_path
+from bcseg_batch.segment.quantised import find_quantised, lacks_8_bits
 from bcseg_batch.store.images import decode_image
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.dataset import MAX_PIXELS, Pair, read_pair, usable_pairs, validation_folder
@@ -279,10 +279,7 @@ class Judgement:
 def _open_8_bits(loaded: Checkpoint) -> OpenVinoPredictor:
     quantised = find_quantised(loaded.path, loaded.sha256)
     if quantised is None:
-        raise CheckpointError(
-            f"the model has no 8-bit form {quantised_path(loaded.path)}: make one with "
-            "bcseg-train quantize"
-        )
+        raise lacks_8_bits(loaded.path)
     return open_quantised(quantised, "to be judged")
 
 

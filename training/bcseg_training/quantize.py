@@ -25,6 +25,7 @@ from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.quantised import Quantised, QuantisedSpec, quantised_path, save_quantised
 from bcseg_batch.store.images import decode_image
 from bcseg_training.dataset import MAX_PIXELS
+from bcseg_training.metrics import score_mask
 from bcseg_training.profile import training_images
 
 # Of each folder in turn, so that no laboratory is forgotten, one image in so many is kept back to
@@ -123,7 +124,8 @@ def quantize(
             probability(predictor.predict(tensor[np.newaxis])[0]) for predictor in (rounded, exact)
         )
         shifts.append(np.abs(ours - theirs))
-        dices.append(_dice(*(soft[0] > loaded.spec.threshold for soft in (ours, theirs))))
+        masks = (soft[0] > loaded.spec.threshold for soft in (ours, theirs))
+        dices.append(score_mask(*masks).dice)
     return Agreement(
         path,
         len(used),
@@ -174,8 +176,3 @@ def _serialised(network: object) -> tuple[bytes, bytes]:
         place = Path(name, "network.xml")
         openvino.save_model(network, place)
         return place.read_bytes(), place.with_suffix(".bin").read_bytes()
-
-
-def _dice(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> float:
-    total = int(ours.sum()) + int(theirs.sum())
-    return 2 * int((ours & theirs).sum()) / total if total else 1.0
