@@ -28,9 +28,9 @@ import numpy.typing as npt
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.segment.cells import find_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import probability
-from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.service.build import SHIPPED_MODEL
 from bcseg_training.synthetic import synthesize_numbered, synthesize_smear, typical_style

@@ -28,8 +28,8 @@ import tifffile
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.segment.cells import part_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.postprocess import Blend, composite_image, probability
-from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.segment.preprocess import to_network_input
 from bcseg_batch.segment.tiling import (
     choose_scale,

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 import bcseg_batch.weights
 from bcseg_batch.errors import ImageError
 from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.postprocess import mask_from_probability, probability
-from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.quality import assess
 from bcseg_batch.store.images import decode_image

@@ -16,8 +16,8 @@ from PIL import Image
 
 import bcseg_batch.weights
 from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.postprocess import Blend, composite_image
-from bcseg_batch.segment.predictor import open_predictor
 from bcseg_batch.store.images import decode_image
 from bcseg_training.plots import CellsPicture, outlined
 from bcseg_training.segmenting import Segment, by_network

@@ -16,8 +16,9 @@ from test_pipeline import Logits, smears, workers_alive
 
 from bcseg_batch.errors import DeviceError
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.segment.devices import open_predictors
 from bcseg_batch.segment.placement import AnyPredictor, Cores, OutOfMemoryError, Placement
-from bcseg_batch.segment.predictor import Predictor, open_predictors
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.service.pipeline import Pipeline
 from bcseg_batch.store.names import OutputNames
 from bcseg_batch.store.outputs import OutputFolder
@@ -230,7 +231,7 @@ def test_there_is_always_a_core() -> None:
 def test_two_predictors_of_the_processor_share_their_weights_and_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bcseg_batch.segment.predictor.available_cores", lambda: 4)
+    monkeypatch.setattr("bcseg_batch.segment.devices.available_cores", lambda: 4)
     model, spec = tiny_network()
     predictors = open_predictors(model, spec.input_size_px, devices=["cpu"], dtype="float32")
     assert len(predictors) == 2
@@ -257,7 +258,7 @@ def test_two_predictors_of_the_processor_share_their_weights_and_agree(
 def test_a_smear_is_done_by_real_networks_on_two_lanes(
     source: Path, outputs: OutputFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bcseg_batch.segment.predictor.available_cores", lambda: 2)
+    monkeypatch.setattr("bcseg_batch.segment.devices.available_cores", lambda: 2)
     model, spec = tiny_network()
     for number in range(9):
         write_smear(source / f"{number}.png", number)

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bcseg_batch.errors import DeviceError, SettingsError
+from bcseg_batch.segment.devices import choose_placement, open_predictor, probability_shift
 from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.placement import OutOfMemoryError, Placement
-from bcseg_batch.segment.predictor import (
-    Predictor,
-    choose_placement,
-    open_predictor,
-    probability_shift,
-)
+from bcseg_batch.segment.predictor import Predictor
 
 FLOAT32 = Placement("cpu", "float32", "")
 BFLOAT16 = Placement("cpu", "bfloat16", "")
@@ -219,59 +215,3 @@ def test_probability_shift(logit: float, shift: float) -> None:
     other = Predictor(Answer(logit, logit), FLOAT32, 32)
     assert probability_shift(zero, other) == pytest.approx(shift, abs=1e-4)
     assert probability_shift(other, zero) == pytest.approx(shift, abs=1e-4)
-
-
-# Fixed shapes ----------------------------------------------------------------------------------
-
-
-class Shapes(nn.Module):
-    """Notes the sizes of its batches, and has memory for so many images."""
-
-    def __init__(self, room: int = 100) -> None:
-        super().__init__()
-        self.seen: list[int] = []
-        self.room = room
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(len(x))
-        if len(x) > self.room:
-            raise torch.OutOfMemoryError("for a test")
-        return x[:, :1] - 0.5
-
-
-def like_a_gpu(predictor: Predictor) -> Shapes:
-    """Let a predictor on the processor take batches as a GPU's does, but for the copies."""
-    predictor._device = torch.device("meta")
-    plain_run = Predictor._run
-
-    def run(batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        predictor._device = torch.device("cpu")
-        try:
-            return plain_run(predictor, batch)
-        finally:
-            predictor._device = torch.device("meta")
-
-    predictor._run = run  # type: ignore[method-assign]
-    model = predictor._model
-    assert isinstance(model, Shapes)
-    return model
-
-
-def test_a_device_gets_batches_of_one_shape_and_gives_those_that_were_asked_for() -> None:
-    predictor = Predictor(Shapes(), FLOAT32, 32)
-    model = like_a_gpu(predictor)
-    for count in (4, 1, 3, 4):
-        images = batch(count)
-        answer = predictor.predict(images)
-        np.testing.assert_allclose(answer, images[:, :1] - 0.5, rtol=0, atol=1e-6)
-    assert model.seen == [4, 4, 4, 4]
-
-
-def test_a_batch_that_was_too_large_is_not_filled_up_to_again() -> None:
-    predictor = Predictor(Shapes(room=2), FLOAT32, 32)
-    model = like_a_gpu(predictor)
-    with pytest.raises(OutOfMemoryError):
-        predictor.predict(batch(4))
-    assert len(predictor.predict(batch(2))) == 2
-    assert len(predictor.predict(batch(1))) == 1
-    assert model.seen == [4, 2, 2]

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 import bcseg_batch.weights
 from bcseg_batch.items import Flag
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
-from bcseg_batch.segment.predictor import Predictor, open_predictor
+from bcseg_batch.segment.devices import open_predictor
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.quality import (
     LOOK_NAMES,
     Measures,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from bcseg_batch.segment.checkpoint import load_checkpoint
-from bcseg_batch.segment.predictor import open_predictor
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_training.dataset import read_pair, usable_pairs
 from bcseg_training.segmenting import Segment, by_network
 

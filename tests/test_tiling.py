@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from bcseg_batch.errors import PredictionError
 from bcseg_batch.segment.cells import CellKind, find_cells, part_cells
 from bcseg_batch.segment.checkpoint import load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import mask_from_probability, probability, resize_probability
-from bcseg_batch.segment.predictor import Predictor, open_predictor
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import preprocess, resize_rgb
 from bcseg_batch.segment.tiling import (
     MIN_DIAMETER_PX,

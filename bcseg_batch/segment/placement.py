@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,30 @@ class AnyPredictor(Protocol):
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Map float32 (N, 3, S, S) in [0, 1] to float32 logits (N, C, S, S)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """What the network says of one image.
+
+    Attributes:
+        thumbnail: uint8 (S, S, 3) RGB, the image stretched to the network's input.
+        soft: float32 (C, S, S) in [0, 1]; not a number where the network gave none.
+        mask: uint8 (H, W), 0 or 255, of the size of the image, where the device has made it.
+    """
+
+    thumbnail: npt.NDArray[np.uint8]
+    soft: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.uint8] | None = None
+
+
+@runtime_checkable
+class TakesImages(AnyPredictor, Protocol):
+    """Does on its device what comes before the network and after it, too."""
+
+    def segment(self, images: Sequence[npt.NDArray[np.uint8]], threshold: float) -> list[Segmented]:
+        """Map uint8 (H, W, 3) RGB, each of its own size, to what is in them, masks included."""
         ...
 
 

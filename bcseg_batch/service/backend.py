@@ -138,7 +138,7 @@ def _in_8_bits(path: Path, quantised: Quantised, why: str) -> Network:
 
 
 def _converted(path: Path, dtype: str) -> Network:
-    from bcseg_batch.segment.predictor import choose_placement  # noqa: PLC0415 - brings torch
+    from bcseg_batch.segment.devices import choose_placement  # noqa: PLC0415 - brings torch
 
     checkpoint = _load(path)
     placement = choose_placement("cpu", dtype)
@@ -157,7 +157,7 @@ def _lanes(predictor: openvino.OpenVinoPredictor) -> list[AnyPredictor]:
 
 
 def _by_torch(path: Path, devices: Sequence[str], dtype: str, why_not: str) -> Network:
-    from bcseg_batch.segment.predictor import open_predictors  # noqa: PLC0415 - brings torch
+    from bcseg_batch.segment.devices import open_predictors  # noqa: PLC0415 - brings torch
 
     checkpoint = _load(path)
     predictors = open_predictors(

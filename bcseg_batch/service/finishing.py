@@ -18,7 +18,7 @@ from bcseg_batch.errors import PredictionError, UnsupportedImageError
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.cells import CellKind, Cells, Parted, enlarge_cells, part_cells
 from bcseg_batch.segment.measure import COLUMNS, UM_COLUMNS, measure_cells
-from bcseg_batch.segment.placement import Placement
+from bcseg_batch.segment.placement import Placement, Segmented
 from bcseg_batch.segment.postprocess import (
     Blend,
     composite_image,
@@ -121,7 +121,8 @@ class Prepared:
         source: which bytes it is made of.
         raster: its pixels, in memory or read by windows.
         pixel_size_um: side of a pixel, where it is known.
-        thumbnail: uint8 (S, S, 3), stretched to the network's input.
+        thumbnail: uint8 (S, S, 3), stretched to the network's input; None where a device is to do
+            that.
     """
 
     file: InputFile
@@ -130,7 +131,7 @@ class Prepared:
     source: Source
     raster: Raster
     pixel_size_um: float | None
-    thumbnail: npt.NDArray[np.uint8]
+    thumbnail: npt.NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,13 @@ class Undersized:
 
     Attributes:
         item: the image.
-        soft: float32 (C, S, S) in [0, 1], of the first pass.
+        segmented: by the first pass.
         parted: its cells.
         diameter_px: of its typical cell at the network's size; None where that cannot be told.
     """
 
     item: Prepared
-    soft: npt.NDArray[np.float32]
+    segmented: Segmented
     parted: Parted
     diameter_px: float | None
 
@@ -196,41 +197,56 @@ class Finisher:
         """Say whether no array of the image's own size may be made of it."""
         return math.prod(item.raster.shape_hw) > self._options.large_pixels
 
-    def finish(self, item: Prepared, logits: npt.NDArray[np.float32]) -> Outcome | Undersized:
+    def segmented(
+        self,
+        item: Prepared,
+        thumbnail: npt.NDArray[np.uint8],
+        logits: npt.NDArray[np.float32],
+    ) -> Segmented:
+        """Bring a network's answer into the form in which a device gives it.
+
+        Args:
+            item: the image.
+            thumbnail: uint8 (S, S, 3), what it was given.
+            logits: float32 (C, S, S), channel 0 is "cell".
+        """
+        if not np.isfinite(logits).all():
+            return Segmented(thumbnail, np.full_like(logits, np.nan))
+        needs_all = self._options.cells or self._options.tiling or self.is_large(item)
+        return Segmented(thumbnail, probability(logits if needs_all else logits[:1]))
+
+    def finish(self, item: Prepared, segmented: Segmented) -> Outcome | Undersized:
         """Make and write the outputs of one image, unless it should be taken in tiles.
 
         Args:
             item: the image.
-            logits: float32 (C, S, S), channel 0 is "cell".
+            segmented: what the network says of it.
 
         Raises:
             OutputError: nothing can be written.
             ImageError: this image's outputs cannot be made.
         """
-        if not np.isfinite(logits).all():
+        if not np.isfinite(segmented.soft).all():
             raise PredictionError(
                 f"{item.file.image!r}: the network gave values that are not numbers: "
                 "run it in float32"
             )
-        options = self._options
-        in_doubt = options.tiling or self.is_large(item)
-        soft = probability(logits if options.cells or in_doubt else logits[:1])
         parted = None
-        if in_doubt:
-            parted = self._parted(soft)
+        if self._options.tiling or self.is_large(item):
+            parted = self._parted(segmented.soft)
             diameter_px = typical_diameter_px(parted)
             if self.is_large(item) or diameter_px is None or diameter_px < MIN_DIAMETER_PX:
-                return Undersized(item, soft, parted, diameter_px)
-        return self.finish_whole(item, soft, parted)
+                return Undersized(item, segmented, parted, diameter_px)
+        return self.finish_whole(item, segmented, parted)
 
     def finish_whole(
-        self, item: Prepared, soft: npt.NDArray[np.float32], parted: Parted | None = None
+        self, item: Prepared, segmented: Segmented, parted: Parted | None = None
     ) -> Outcome:
         """Make and write the outputs of an image that was stretched in one piece.
 
         Args:
             item: the image, not a large one.
-            soft: float32 (C, S, S) in [0, 1].
+            segmented: what the network says of it.
             parted: its cells at the network's size, if they are at hand.
 
         Raises:
@@ -240,7 +256,9 @@ class Finisher:
         options = self._options
         shape_hw = item.raster.shape_hw
         pixels = item.raster.read(0, shape_hw[0], 0, shape_hw[1])
-        mask = mask_from_probability(soft[0], shape_hw, options.threshold)
+        soft, mask = segmented.soft, segmented.mask
+        if mask is None or mask.shape != shape_hw:
+            mask = mask_from_probability(soft[0], shape_hw, options.threshold)
         labels = found = None
         if options.cells:
             cells = enlarge_cells(parted or self._parted(soft), mask > 0)
@@ -251,7 +269,7 @@ class Finisher:
         self._write_arrays(item, mask, composite, labels)
         foreground = cv2.countNonZero(mask) / mask.size
         outcome = replace(
-            self._done(item, found, foreground, soft),
+            self._done(item, found, foreground, segmented.thumbnail, soft),
             mean_confidence=round(mean_confidence(soft[0]), 6),
         )
         return self._with_table(item, outcome, found)
@@ -259,11 +277,18 @@ class Finisher:
     def _parted(self, soft: npt.NDArray[np.float32]) -> Parted:
         return part_cells(soft, self._options.class_names, threshold=self._options.threshold)
 
-    def finish_bands(self, item: Prepared, bands: Iterator[Band], scale: float) -> Outcome:
+    def finish_bands(
+        self,
+        item: Prepared,
+        thumbnail: npt.NDArray[np.uint8],
+        bands: Iterator[Band],
+        scale: float,
+    ) -> Outcome:
         """Make and write the outputs of an image that is taken in tiles.
 
         Args:
             item: the image.
+            thumbnail: uint8 (S, S, 3), the image stretched to the network's input.
             bands: of the image, from top to bottom; the network runs as they are drawn.
             scale: of the tiles.
 
@@ -286,7 +311,7 @@ class Finisher:
         found = sums.found if options.cells else None
         foreground = sums.foreground_px / math.prod(item.raster.shape_hw)
         outcome = replace(
-            self._done(item, found, foreground, None),
+            self._done(item, found, foreground, thumbnail),
             mean_confidence=round(sums.confidence, 6),
             tile_scale=scale,
         )
@@ -350,7 +375,8 @@ class Finisher:
         item: Prepared,
         found: _Found | None,
         foreground: float,
-        soft: npt.NDArray[np.float32] | None,
+        thumbnail: npt.NDArray[np.uint8],
+        soft: npt.NDArray[np.float32] | None = None,
     ) -> Outcome:
         """Begin the outcome of an image whose pictures are written.
 
@@ -358,19 +384,20 @@ class Finisher:
             item: the image.
             found: its cells, where they are asked for.
             foreground: share of the mask's pixels that are 255.
+            thumbnail: uint8 (S, S, 3), the image stretched to the network's input.
             soft: float32 (C, S, S) in [0, 1], where it was stretched in one piece.
         """
         options = self._options
         counted: dict[str, Any] = {}
         if found is not None:
             counted = count_cells(found)
-            measures = measure_light(item.thumbnail, foreground)
+            measures = measure_light(thumbnail, foreground)
             if soft is not None:
                 diameter_px = counted["cell_diameter_px"]
                 if diameter_px is not None:
                     diameter_px *= math.sqrt(soft[0].size / math.prod(item.raster.shape_hw))
                 measures = measure_quality(
-                    item.thumbnail,
+                    thumbnail,
                     soft[0],
                     diameter_px,
                     solidity=found.mean_solidity,

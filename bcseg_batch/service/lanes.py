@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +14,13 @@ import numpy.typing as npt
 from loguru import logger
 
 from bcseg_batch.errors import DeviceError
-from bcseg_batch.segment.placement import AnyPredictor, OutOfMemoryError, Placement
+from bcseg_batch.segment.placement import (
+    AnyPredictor,
+    OutOfMemoryError,
+    Placement,
+    Segmented,
+    TakesImages,
+)
 
 T = TypeVar("T")
 
@@ -54,16 +61,42 @@ class Lane:
             DeviceError: the device is lost.
             SmallerBatch: they do not fit, and `batch_size` is smaller now.
         """
-        try:
+        with self._learning(len(batch)):
             return self._predictor.predict(batch)
+
+    def segment(
+        self, images: Sequence[npt.NDArray[np.uint8]], threshold: float
+    ) -> list[Segmented] | None:
+        """Have at most `batch_size` images segmented whole, where the device does that.
+
+        Args:
+            images: uint8 (H, W, 3) RGB, each of its own size.
+            threshold: a pixel is foreground where its probability is above it.
+
+        Returns:
+            One for each image; None where the device takes batches only.
+
+        Raises:
+            OutOfMemoryError, DeviceError, SmallerBatch: as for `predict`.
+        """
+        if not isinstance(self._predictor, TakesImages):
+            return None
+        with self._learning(len(images)):
+            return self._predictor.segment(images, threshold)
+
+    @contextlib.contextmanager
+    def _learning(self, images: int) -> Iterator[None]:
+        """Remember where the memory is too small for so many."""
+        try:
+            yield
         except OutOfMemoryError as error:
-            if len(batch) == 1:
+            if images == 1:
                 raise
-            self._batch_size = len(batch) // 2
+            self._batch_size = images // 2
             logger.warning(
                 "{} has no memory for a batch of {}: going on with {}",
                 self.placement.device,
-                len(batch),
+                images,
                 self._batch_size,
             )
             raise SmallerBatch from error

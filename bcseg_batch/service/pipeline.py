@@ -25,7 +25,7 @@ from bcseg_batch.errors import (
     OutputError,
 )
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.placement import AnyPredictor, Placement
+from bcseg_batch.segment.placement import AnyPredictor, Placement, Segmented, TakesImages
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.tiling import ArrayRaster, Raster, choose_scale, segment_in_tiles, stretch
 from bcseg_batch.service.batching import Batcher
@@ -66,12 +66,12 @@ class Predicted:
 
     Attributes:
         item: the image.
-        logits: float32 (C, S, S).
+        answer: what a device says of it, or float32 logits (C, S, S) to be made into that.
         placement: where the network ran.
     """
 
     item: Prepared
-    logits: npt.NDArray[np.float32]
+    answer: Segmented | npt.NDArray[np.float32]
     placement: Placement
 
 
@@ -133,6 +133,8 @@ class Pipeline:
         # A processor gains nothing by many tiles at once, which lie in memory beside the batch.
         is_cpu = predictors[0].placement.device == "cpu"
         self._tile_batch = min(options.batch_size, _CPU_TILES) if is_cpu else options.batch_size
+        # Where one device takes batches only, it may be any image's.
+        self._devices_resize = all(isinstance(one, TakesImages) for one in predictors)
         self.lanes = Lanes(predictors, options.batch_size)
         self.outputs = outputs
         self.names = names
@@ -177,7 +179,7 @@ class Pipeline:
                 raise
 
     def prepare(self, file: InputFile, name: str) -> Prepared:
-        """Decode an image and stretch it to the network's input; runs in a worker.
+        """Decode an image, and stretch it to the network's input; runs in a worker.
 
         Raises:
             NoRoom: too much is in memory already.
@@ -188,7 +190,7 @@ class Pipeline:
         pixels = declared_pixels(file.path, page=options.page)
         source: Source
         raster: Raster
-        windows = None
+        thumbnail = windows = None
         if options.large_pixels < pixels <= options.max_pixels:
             self.room.take(file.image, options.large_pixels)
             windows = open_raster(file.path, max_pixels=options.max_pixels, page=options.page)
@@ -202,7 +204,8 @@ class Pipeline:
             self.room.take(file.image, pixels if pixels <= options.max_pixels else 0)
             decoded = decode_image(file.path, max_pixels=options.max_pixels, page=options.page)
             source, raster = decoded, ArrayRaster(decoded.pixels)
-            thumbnail = resize_rgb(decoded.pixels, size_px)
+            if not self._devices_resize:
+                thumbnail = resize_rgb(decoded.pixels, size_px)
         prepared = Prepared(
             file,
             name,
@@ -237,8 +240,7 @@ class Pipeline:
             part = items[len(results) : len(results) + lane.batch_size]
             started_s = time.monotonic()
             try:
-                tensors = np.stack([to_network_input(item.thumbnail) for item in part])
-                logits = lane.predict(tensors)
+                answers = self._answers(part, lane)
             except SmallerBatch:
                 continue
             except DeviceError:
@@ -256,10 +258,20 @@ class Pipeline:
                 batch = next(self._batches)
                 self._note("network", started_s, images=len(part), batch=batch)
                 results += (
-                    Predicted(item, own, lane.placement)
-                    for item, own in zip(part, logits, strict=True)
+                    Predicted(item, answer, lane.placement)
+                    for item, answer in zip(part, answers, strict=True)
                 )
         return results
+
+    def _answers(
+        self, items: Sequence[Prepared], lane: Lane
+    ) -> Sequence[Segmented] | npt.NDArray[np.float32]:
+        """Have images segmented whole, or the small ones predicted where a device takes batches."""
+        whole = [_for_the_device(item) for item in items]
+        segmented = lane.segment(whole, self.options.threshold)
+        if segmented is not None:
+            return segmented
+        return lane.predict(np.stack([to_network_input(image) for image in whole]))
 
     def finish(self, predicted: Predicted) -> Outcome | Undersized:
         """Make the outputs of an image and write them; runs in a worker.
@@ -270,7 +282,10 @@ class Pipeline:
         """
         started_s = time.monotonic()
         item, placement = predicted.item, predicted.placement
-        result = self._finisher.finish(item, predicted.logits)
+        answer = predicted.answer
+        if not isinstance(answer, Segmented):
+            answer = self._finisher.segmented(item, _for_the_device(item), answer)
+        result = self._finisher.finish(item, answer)
         self._note("write", started_s, image=item.file.image)
         if isinstance(result, Outcome):
             return replace(result, device=placement.device, dtype=placement.dtype)
@@ -284,7 +299,7 @@ class Pipeline:
             DeviceError: the device is lost.
             ImageError: this image's outputs cannot be made.
         """
-        item, options = first.item, self.options
+        item, thumbnail, options = first.item, first.segmented.thumbnail, self.options
         started_s = time.monotonic()
         size_px, batch_size = self._input_size_px, self._tile_batch
         scale = choose_scale(
@@ -295,10 +310,10 @@ class Pipeline:
             threshold=options.threshold,
             batch_size=batch_size,
             input_size_px=size_px,
-            thumbnail=item.thumbnail,
+            thumbnail=thumbnail,
         )
         if scale is None and not self._finisher.is_large(item):
-            return self._finisher.finish_whole(item, first.soft, first.parted)
+            return self._finisher.finish_whole(item, first.segmented, first.parted)
         # Of a large image without a cell at any scale the outputs are made all the same.
         scale = scale or size_px / math.sqrt(math.prod(item.raster.shape_hw))
         bands = segment_in_tiles(
@@ -313,7 +328,7 @@ class Pipeline:
             pixel_size_um=item.pixel_size_um,
             on_progress=_TileProgress(item.file.image, self._alive),
         )
-        outcome = self._finisher.finish_bands(item, bands, scale)
+        outcome = self._finisher.finish_bands(item, thumbnail, bands, scale)
         self._note("tiles", started_s, image=item.file.image)
         return outcome
 
@@ -356,6 +371,14 @@ class Pipeline:
         return replace(
             self._finisher.outcome(file, status), error=f"{type(error).__name__}: {error}"
         )
+
+
+def _for_the_device(item: Prepared) -> npt.NDArray[np.uint8]:
+    """Give uint8 (S, S, 3) where that was made, else (H, W, 3), an image in memory."""
+    if item.thumbnail is not None:
+        return item.thumbnail
+    height, width = item.raster.shape_hw
+    return item.raster.read(0, height, 0, width)
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the image is taken up again later

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from bcseg_batch.errors import ImageError, UsageError
 from bcseg_batch.segment.cells import Cells
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.openvino import OpenVinoPredictor, open_quantised
 from bcseg_batch.segment.postprocess import (
     mask_from_probability,
     probability,
     resize_probability,
 )
-from bcseg_batch.segment.predictor import Predictor, open_predictor
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import preprocess
 from bcseg_batch.segment.quantised import find_quantised, lacks_8_bits
 from bcseg_batch.store.images import decode_image

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from bcseg_batch.errors import UsageError
 from bcseg_batch.segment.cells import CellKind, find_cells
 from bcseg_batch.segment.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from bcseg_batch.segment.devices import open_predictor
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import probability
-from bcseg_batch.segment.predictor import Predictor, open_predictor
+from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.quality import (
     LOOK_NAMES,
