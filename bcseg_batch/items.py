@@ -24,6 +24,18 @@ class InputFile:
     mtime_ns: int
 
 
+OUTPUT_FIELDS = (
+    "mask",
+    "composite",
+    "labels",
+    "cells",
+    "outlines",
+    "probability",
+    "preview",
+)
+"""Fields of an `Outcome` that name a file of the image."""
+
+
 class Status(StrEnum):
     """How one input ended."""
 
@@ -85,6 +97,9 @@ class Outcome:
         composite: path of the composite likewise.
         labels: path of the label image likewise.
         cells: path of the table of cells likewise.
+        outlines: path of the photograph with the outlines drawn likewise.
+        probability: path of the probability map likewise.
+        preview: path of the photograph as it was, small enough to be looked at, likewise.
         seconds: from the start of reading to the last output written, waiting included.
         finished_at: when, ISO 8601 in UTC.
     """
@@ -118,11 +133,14 @@ class Outcome:
     composite: str | None = None
     labels: str | None = None
     cells: str | None = None
+    outlines: str | None = None
+    probability: str | None = None
+    preview: str | None = None
     seconds: float | None = None
     finished_at: str | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Paths of the files written for it, relative to the output folder."""
-        files = (self.mask, self.composite, self.labels, self.cells)
+        files = (getattr(self, name) for name in OUTPUT_FIELDS)
         return tuple(file for file in files if file is not None)

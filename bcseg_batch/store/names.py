@@ -7,7 +7,15 @@ import unicodedata
 from collections.abc import Iterator
 
 _MASK_FOLDER, _MASK_ENDING = "masks/", "_mask.png"
-OUTPUT_FOLDERS = ("masks", "composites", "labels", "cells")
+OUTPUT_FOLDERS = (
+    "masks",
+    "composites",
+    "labels",
+    "cells",
+    "outlines",
+    "probabilities",
+    "previews",
+)
 """The folders of the output folder in which the images' files lie."""
 
 
@@ -29,6 +37,21 @@ def composite_path(name: str, suffix: str) -> str:
 def labels_path(name: str) -> str:
     """Give the path of a label image, relative to the output folder."""
     return f"labels/{name}_labels.tif"
+
+
+def outlines_path(name: str) -> str:
+    """Give the path of the photograph with outlines, relative to the output folder."""
+    return f"outlines/{name}_outlines.jpg"
+
+
+def probability_path(name: str) -> str:
+    """Give the path of a probability map, relative to the output folder."""
+    return f"probabilities/{name}_probability.tif"
+
+
+def preview_path(name: str) -> str:
+    """Give the path of a photograph's preview, relative to the output folder."""
+    return f"previews/{name}_preview.jpg"
 
 
 def cells_path(name: str) -> str:

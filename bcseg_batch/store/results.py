@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bcseg_batch.items import Flag, Outcome, Status
+from bcseg_batch.items import OUTPUT_FIELDS, Flag, Outcome, Status
 from bcseg_batch.store.outputs import output_error, sync_folder, whole_file
 
 JSONL_NAME = "results.jsonl"
 CSV_NAME = "results.csv"
 
 _FIELDS = tuple(field.name for field in fields(Outcome))
-_OUTPUT_FIELDS = ("mask", "composite", "labels", "cells")
 # What may differ between two records that say the same.
 _INCIDENTAL = {"seconds", "finished_at", "mtime_ns", "device", "dtype"}
 
@@ -336,7 +335,7 @@ def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) ->
     model, settings = record.get("model_sha256"), record.get("settings_sha256")
     status = Status(record["status"])
     mask = record.get("mask")
-    outputs = tuple(record[name] for name in _OUTPUT_FIELDS if record.get(name))
+    outputs = tuple(record[name] for name in OUTPUT_FIELDS if record.get(name))
     if previous is not None:
         mask = mask or previous.mask
         if status is Status.SKIPPED:
@@ -362,7 +361,7 @@ def _check_types(record: dict[str, Any]) -> None:
     Raises:
         TypeError, ValueError: it is no record, or names a file outside the output folder.
     """
-    for name in (*_OUTPUT_FIELDS, "sha256", "model_sha256", "settings_sha256", "error"):
+    for name in (*OUTPUT_FIELDS, "sha256", "model_sha256", "settings_sha256", "error"):
         if not isinstance(record.get(name), str | None):
             raise TypeError(f"{name} is no text")
     for name in ("size_bytes", "mtime_ns"):
@@ -376,7 +375,7 @@ def _check_types(record: dict[str, Any]) -> None:
     for flag in flags:
         Flag(**flag)
         float(flag["value"])
-    for name in _OUTPUT_FIELDS:
+    for name in OUTPUT_FIELDS:
         path = PurePosixPath(record.get(name) or "")
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{name} lies outside the output folder")
