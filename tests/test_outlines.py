@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -27,11 +27,13 @@ def filled(polygons: list[Polygon], shape_hw: tuple[int, int]) -> Bools:
 areas = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
+@settings(deadline=None)
 @given(areas)
 def test_an_outline_encloses_its_pixels_and_no_others(inside: Bools) -> None:
     np.testing.assert_array_equal(filled(outline(inside), inside.shape), inside)
 
 
+@settings(deadline=None)
 @given(areas)
 def test_no_ring_touches_itself_and_none_goes_straight_on(inside: Bools) -> None:
     for polygon in outline(inside):
@@ -42,6 +44,7 @@ def test_no_ring_touches_itself_and_none_goes_straight_on(inside: Bools) -> None
             assert (steps != np.roll(steps, 1, axis=0)).any(axis=1).all()
 
 
+@settings(deadline=None)
 @given(areas)
 def test_exteriors_are_clockwise_and_holes_are_not(inside: Bools) -> None:
     for polygon in outline(inside):
@@ -50,6 +53,7 @@ def test_exteriors_are_clockwise_and_holes_are_not(inside: Bools) -> None:
             assert np.sign((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) == sign
 
 
+@settings(deadline=None)
 @given(arrays(np.int32, (7, 8), elements=st.integers(0, 4)))
 def test_each_label_has_its_own_outline(labels: npt.NDArray[np.int32]) -> None:
     found = cell_outlines(labels)
