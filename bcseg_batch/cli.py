@@ -22,7 +22,16 @@ app = new_app(
 )
 
 # What a run may have left in the output folder, for the summary.
-_RESULTS = ("masks", "composites", "labels", "cells.csv", "results.csv", "results.jsonl")
+_RESULTS = (
+    "masks",
+    "composites",
+    "outlines",
+    "labels",
+    "probabilities",
+    "cells.csv",
+    "results.csv",
+    "results.jsonl",
+)
 
 
 class Dtype(StrEnum):
@@ -89,6 +98,23 @@ def process_dir_command(
         bool | None,
         typer.Option("--labels/--no-labels", help="Write label images. [default: no-labels]"),
     ] = None,
+    outlines: Annotated[
+        bool | None,
+        typer.Option(
+            "--outlines/--no-outlines", help="Write outlines of cells. [default: no-outlines]"
+        ),
+    ] = None,
+    probability: Annotated[
+        bool | None,
+        typer.Option(
+            "--probability/--no-probability",
+            help="Write probability maps. [default: no-probability]",
+        ),
+    ] = None,
+    composite: Annotated[
+        bool | None,
+        typer.Option("--composite/--no-composite", help="Write composites. [default: composite]"),
+    ] = None,
     pixel_size: Annotated[
         float | None,
         typer.Option("--pixel-size-um", metavar="UM", help="Side of a pixel, micrometres."),
@@ -115,7 +141,10 @@ def process_dir_command(
             "model.dtype": dtype and dtype.value,
             "model.threshold": threshold,
             "outputs.cells": cells,
+            "outputs.composite": composite,
             "outputs.labels": labels,
+            "outputs.outlines": outlines,
+            "outputs.probability": probability,
             "processing.batch_size": batch_size,
             "processing.workers": workers,
         },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -100,6 +101,7 @@ class Outcome:
         outlines: path of the photograph with the outlines drawn likewise.
         probability: path of the probability map likewise.
         preview: path of the photograph as it was, small enough to be looked at, likewise.
+        outputs_sha256: of each of these files, hexadecimal, by the field that names it.
         seconds: from the start of reading to the last output written, waiting included.
         finished_at: when, ISO 8601 in UTC.
     """
@@ -136,6 +138,7 @@ class Outcome:
     outlines: str | None = None
     probability: str | None = None
     preview: str | None = None
+    outputs_sha256: Mapping[str, str] = field(default_factory=dict, hash=False)
     seconds: float | None = None
     finished_at: str | None = None
 

@@ -300,14 +300,53 @@ class OutputSettings(Section):
         ),
         Note(flag="--labels/--no-labels"),
     ] = False
+    outlines: Annotated[
+        bool,
+        Field(description="Write the photograph with the outlines of its cells too. Needs cells."),
+        Note(flag="--outlines/--no-outlines"),
+    ] = False
+    probability: Annotated[
+        bool,
+        Field(
+            description="Write the probability that each pixel is a cell's too: TIFF of 32-bit "
+            "floating point, 0 to 1."
+        ),
+        Note(flag="--probability/--no-probability"),
+    ] = False
+    previews: Annotated[
+        bool,
+        Field(
+            description="Write a JPEG of each photograph too, 1600 pixels at most, so that it can "
+            "be shown beside its results wherever the photograph itself has gone."
+        ),
+    ] = False
+    parquet: Annotated[
+        bool,
+        Field(
+            description="Write results.parquet and cells.parquet beside the tables in CSV. Needs "
+            "the extra parquet."
+        ),
+    ] = False
 
+    composite: Annotated[
+        bool,
+        Field(description="Write the composite: the photograph with its cells in blood red."),
+        Note(flag="--composite/--no-composite"),
+    ] = True
     composite_format: Annotated[
         Literal["jpg", "png"],
-        Field(description="File format of the composites: jpg is small and fast, png is exact."),
+        Field(
+            description="File format of composites and outlines: jpg is small and fast, png is "
+            "exact."
+        ),
     ] = "jpg"
     composite_quality: Annotated[
         int,
-        Field(ge=1, le=100, description="JPEG quality of the composites; png does not use it."),
+        Field(
+            ge=1,
+            le=100,
+            description="JPEG quality of composites, outlines and previews.",
+        ),
     ] = 92
     colour: Annotated[
         tuple[Byte, Byte, Byte],
@@ -322,6 +361,10 @@ class OutputSettings(Section):
             "is, 1 covers it.",
         ),
     ] = 0.3
+    outline_colour: Annotated[
+        tuple[Byte, Byte, Byte],
+        Field(description="Red, green and blue of the outlines."),
+    ] = (255, 220, 0)
 
 
 class FolderSettings(Section):
@@ -533,7 +576,7 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     In: `model.threshold` moves the outline of every mask, and so, by a pixel here and there, does a
     `model.dtype` or `model.backend` that is asked for by name; `images.page` chooses the picture,
     `images.tiling` how it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the
-    files themselves. The composite's quality counts only where it is used, for JPEG.
+    files themselves. What only shapes a picture that is not written does not count.
 
     Out: `model.file`, because the record has the model's own hash. `model.device` and
     `processing.*`, because they must not change the result beyond rounding; the record names
@@ -548,7 +591,8 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
         Key (`section.key`) to a value that `json.dumps` takes.
     """
     outputs = settings.outputs
-    is_jpeg = outputs.composite_format == "jpg"
+    in_colour = outputs.composite or outputs.outlines
+    is_jpeg = (in_colour and outputs.composite_format == "jpg") or outputs.previews
     backend = settings.model.backend
     return {
         # Left out where nothing is asked for: earlier versions did not have it.
@@ -558,12 +602,17 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
         "images.tiling": settings.images.tiling,
         "model.dtype": settings.model.dtype,
         "model.threshold": settings.model.threshold,
-        "outputs.alpha": outputs.alpha,
+        "outputs.alpha": outputs.alpha if outputs.composite else None,
         "outputs.cells": outputs.cells,
-        "outputs.colour": list(outputs.colour),
-        "outputs.composite_format": outputs.composite_format,
+        "outputs.colour": list(outputs.colour) if outputs.composite else None,
+        "outputs.composite": outputs.composite,
+        "outputs.composite_format": outputs.composite_format if in_colour else None,
         "outputs.composite_quality": outputs.composite_quality if is_jpeg else None,
         "outputs.labels": outputs.labels,
+        "outputs.outline_colour": list(outputs.outline_colour) if outputs.outlines else None,
+        "outputs.outlines": outputs.outlines,
+        "outputs.previews": outputs.previews,
+        "outputs.probability": outputs.probability,
     }
 
 

@@ -39,6 +39,7 @@ from network import open_engine, run_network
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import scan_folder
 from bcseg_batch.items import InputFile
+from bcseg_batch.segment.analysis import CELL_COLUMNS
 from bcseg_batch.segment.cells import CellKind, find_cells
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.segment.postprocess import (
@@ -51,7 +52,6 @@ from bcseg_batch.segment.postprocess import (
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
 from bcseg_batch.segment.quality import assess, mean_solidity, measure_quality
 from bcseg_batch.service.build import Engine
-from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.pipeline import Pipeline
 from bcseg_batch.store.cell_table import encode_cells
 from bcseg_batch.store.encode import encode_jpeg, encode_png

@@ -135,7 +135,15 @@ def test_threads_and_signals_live_in_the_service_alone() -> None:
 def test_image_formats_are_known_where_files_are_read_and_written_alone() -> None:
     known = {
         f"bcseg_batch.store.{name}"
-        for name in ("images", "raster", "pixel_size", "encode", "stream")
+        for name in (
+            "images",
+            "raster",
+            "pixel_size",
+            "encode",
+            "stream",
+            "provenance",
+            "read_back",
+        )
     }
     for name, path in BATCH.items():
         if within(name, {"bcseg_batch"}) and name not in known:

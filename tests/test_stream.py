@@ -18,6 +18,7 @@ from PIL import Image
 from bcseg_batch.store import stream
 from bcseg_batch.store.pixel_size import pixel_size_um
 from bcseg_batch.store.stream import LabelTiffWriter, MaskPngWriter, RgbTiffWriter, RowWriter
+from bcseg_batch.store.tags import Tags
 
 
 def mask_of(shape_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -110,7 +111,7 @@ def test_the_pixel_size_is_passed_on(tmp_path: Path) -> None:
     path = tmp_path / "labels.tif"
     for size_um in (0.0123, 0.25, 9.9):
         with path.open("wb") as file:
-            writer = LabelTiffWriter(file, (5, 5), dtype=np.uint16, pixel_size_um=size_um)
+            writer = LabelTiffWriter(file, (5, 5), dtype=np.uint16, tags=Tags(size_um))
             writer.write(np.zeros((5, 5), np.uint16))
             writer.close()
         assert pixel_size_um(path) == pytest.approx(size_um, rel=1e-4)

@@ -139,6 +139,7 @@ class Band:
         confidence_sum: of max(p, 1 - p) over the network's pixels of the band.
         confidence_px: how many these are; both summed over all bands give the mean confidence.
         foreground_px: pixels of the mask that are 255.
+        probability: float32 (h, W) in [0, 1] of channel 0; None where it is not asked for.
     """
 
     top: int
@@ -153,6 +154,7 @@ class Band:
     confidence_sum: float
     confidence_px: int
     foreground_px: int
+    probability: Floats | None = None
 
 
 # The scale -----------------------------------------------------------------------------------
@@ -710,6 +712,7 @@ class _Bander:
     threshold: float
     measure: bool
     pixel_size_um: float | None
+    probability: bool
     tail_labels: Labels
     tail_pixels: Pixels
     done: int = 0
@@ -733,7 +736,8 @@ class _Bander:
 
     def _band(self, soft: _Rows, top: int, bottom: int) -> Band:
         grid, finder = self.grid, self.finder
-        fine, large = self._enlarged(soft, top, bottom)
+        probability, large = self._enlarged(soft, top, bottom)
+        fine = probability > np.float32(self.threshold)
         mask = fine.view(np.uint8) * np.uint8(MASK_FOREGROUND)
         first, last = grid.image_row(top), grid.image_row(bottom)
         pixels = np.ascontiguousarray(self.raster.read(first, last, 0, grid.image_hw[1]))
@@ -764,10 +768,11 @@ class _Bander:
             confidence_sum=float(np.maximum(soft_mask, 1 - soft_mask).sum(dtype=np.float64)),
             confidence_px=soft_mask.size,
             foreground_px=int(np.count_nonzero(mask)),
+            probability=probability if self.probability else None,
         )
 
-    def _enlarged(self, soft: _Rows, top: int, bottom: int) -> tuple[npt.NDArray[np.bool_], Labels]:
-        """Bring rows top..bottom - 1 to the image's size: mask and preliminary labels, both (h, W).
+    def _enlarged(self, soft: _Rows, top: int, bottom: int) -> tuple[Floats, Labels]:
+        """Bring rows top..bottom - 1 to the image's size: probability, preliminary labels (h, W).
 
         The rows around them are enlarged with them and cut off, so that bands fit together.
         """
@@ -781,7 +786,8 @@ class _Bander:
             coarse.shape[0] * _STEPS // grid.steps,
             coarse.shape[1] * _STEPS // grid.steps,
         )
-        fine = resize_probability(coarse, shape_hw) > np.float32(self.threshold)
+        enlarged = resize_probability(coarse, shape_hw)
+        fine = enlarged > np.float32(self.threshold)
         platelet = (np.array(finder.kinds) == CellKind.PLATELET)[labels]
         large = enlarge_labels(np.where(platelet, np.int32(0), labels), fine)
         if platelet.any():
@@ -792,7 +798,7 @@ class _Bander:
         skip = (top - above) * _STEPS // grid.steps
         rows = slice(skip, skip + grid.image_row(bottom) - grid.image_row(top))
         columns = slice(0, grid.image_hw[1])
-        return np.ascontiguousarray(fine[rows, columns]), large[rows, columns]
+        return np.ascontiguousarray(enlarged[rows, columns]), large[rows, columns]
 
     def _number(self, large: Labels, *, is_first: bool, is_last: bool) -> None:
         """Give numbers to the cells that these rows show first; see which the border cuts."""
@@ -851,6 +857,7 @@ def segment_in_tiles(
     input_size_px: int = 512,
     measure: bool = True,
     pixel_size_um: float | None = None,
+    probability: bool = False,
     on_progress: Progress | None = None,
 ) -> Iterator[Band]:
     """Segment an image in tiles, from top to bottom.
@@ -869,6 +876,7 @@ def segment_in_tiles(
         input_size_px: S.
         measure: whether to measure the cells.
         pixel_size_um: side of a pixel of the image, for the measurements.
+        probability: give the enlarged probability with each band.
         on_progress: called after each tile with the number done and the number of all.
 
     Yields:
@@ -888,6 +896,7 @@ def segment_in_tiles(
         threshold,
         measure,
         pixel_size_um,
+        probability,
         np.zeros((0, raster.shape_hw[1]), np.int32),
         np.zeros((0, raster.shape_hw[1], 3), np.uint8),
     )

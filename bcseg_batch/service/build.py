@@ -17,6 +17,7 @@ from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.backend import open_network
 from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.settings import Settings, shaping_settings
+from bcseg_batch.store.parquet import check_parquet
 
 SHIPPED_MODEL = Path(bcseg_batch.weights.__file__).with_name("default.safetensors")
 
@@ -56,10 +57,14 @@ def build_engine(settings: Settings) -> Engine:
         SettingsError: the device is not there.
         DeviceError: the device refuses the network.
     """
-    if settings.outputs.labels and not settings.outputs.cells:
-        raise SettingsError(
-            "outputs.labels needs outputs.cells: labels are the parted cells: set both, or neither"
-        )
+    for name in ("labels", "outlines"):
+        if getattr(settings.outputs, name) and not settings.outputs.cells:
+            raise SettingsError(
+                f"outputs.{name} needs outputs.cells: {name} are those of the parted cells: set "
+                "both, or neither"
+            )
+    if settings.outputs.parquet:
+        check_parquet()
     keep_freed_memory()
     path = settings.model.file or SHIPPED_MODEL
     network = open_network(
@@ -83,6 +88,12 @@ def build_engine(settings: Settings) -> Engine:
         class_names=spec.class_names,
         cells=settings.outputs.cells,
         labels=settings.outputs.labels,
+        outlines=settings.outputs.outlines,
+        outline_colour=settings.outputs.outline_colour,
+        probability=settings.outputs.probability,
+        previews=settings.outputs.previews,
+        parquet=settings.outputs.parquet,
+        composite=settings.outputs.composite,
         tiling=settings.images.tiling == "auto",
         statistics=spec.training_statistics,
         composite_format=settings.outputs.composite_format,

@@ -28,15 +28,14 @@ from bcseg_batch.intake.settle import look_at
 from bcseg_batch.intake.watch import WatchMode
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.service.build import build_engine
-from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.intake import Intake
 from bcseg_batch.service.metrics import Metrics, NoMetrics
 from bcseg_batch.service.notify import Notifier
 from bcseg_batch.service.pipeline import Interrupted, Pipeline
 from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
+from bcseg_batch.service.tables import write_tables
 from bcseg_batch.settings import Settings
-from bcseg_batch.store.cell_table import write_cells_table
 from bcseg_batch.store.dispose import Action, Disposal, Ending, dispose
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
@@ -732,8 +731,7 @@ class Daemon:
     def _write_tables(self) -> None:
         began_s = time.monotonic()
         self._results.write_csv(self._ledger.outcomes())
-        if self._engine.options.cells:
-            write_cells_table(self._folders.output, CELL_COLUMNS, self._cell_tables())
+        write_tables(self._folders.output, self._engine.options, self._cell_tables())
         self._tables_took_s = time.monotonic() - began_s
         self._table_due_s = None
         # The next one waits so long that tables never take more than their share of the time.

@@ -87,6 +87,7 @@ class PipelineOptions(FinishOptions):
         page: of a file with several images, counted from 0.
         pixel_size_um: side of a pixel of all images; None takes what a file says of itself.
         room_pixels: pixels of all images in hand at once; a larger image is taken alone.
+        parquet: write the tables as Parquet too.
     """
 
     batch_size: int
@@ -96,6 +97,7 @@ class PipelineOptions(FinishOptions):
     page: int
     pixel_size_um: float | None
     room_pixels: int = _ROOM_PIXELS
+    parquet: bool = False
 
 
 class Pipeline:
@@ -304,7 +306,7 @@ class Pipeline:
         size_px, batch_size = self._input_size_px, self._tile_batch
         scale = choose_scale(
             item.raster,
-            first.diameter_px,
+            first.look.diameter_px,
             self._predict_tiles,
             options.class_names,
             threshold=options.threshold,
@@ -313,7 +315,7 @@ class Pipeline:
             thumbnail=thumbnail,
         )
         if scale is None and not self._finisher.is_large(item):
-            return self._finisher.finish_whole(item, first.segmented, first.parted)
+            return self._finisher.finish_whole(item, first.segmented, first.look.parted)
         # Of a large image without a cell at any scale the outputs are made all the same.
         scale = scale or size_px / math.sqrt(math.prod(item.raster.shape_hw))
         bands = segment_in_tiles(
@@ -326,6 +328,7 @@ class Pipeline:
             input_size_px=size_px,
             measure=options.cells,
             pixel_size_um=item.pixel_size_um,
+            probability=options.probability,
             on_progress=_TileProgress(item.file.image, self._alive),
         )
         outcome = self._finisher.finish_bands(item, thumbnail, bands, scale)

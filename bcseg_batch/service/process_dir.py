@@ -16,10 +16,9 @@ from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.placement import AnyPredictor
-from bcseg_batch.service.finishing import CELL_COLUMNS
 from bcseg_batch.service.folders import check_folders
 from bcseg_batch.service.pipeline import Pipeline, PipelineOptions
-from bcseg_batch.store.cell_table import write_cells_table
+from bcseg_batch.service.tables import write_tables
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.results import Known, ResultsLog
@@ -155,9 +154,8 @@ def process_dir(
                 run.record(outcome)
         finally:
             results.write_csv()
-            if options.cells:
-                tables = (known.cells for _, known in sorted(results.images()) if known.cells)
-                write_cells_table(output, CELL_COLUMNS, tables)
+            tables = (known.cells for _, known in sorted(results.images()) if known.cells)
+            write_tables(output, options, tables)
         run.summary.left = len(inputs) - run.through
     run.summary.seconds = time.monotonic() - started_s
     return run.summary

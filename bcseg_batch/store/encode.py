@@ -12,6 +12,8 @@ import simplejpeg
 import tifffile
 
 from bcseg_batch.errors import UnsupportedImageError
+from bcseg_batch.store.provenance import into_jpeg, into_png
+from bcseg_batch.store.tags import NO_TAGS, Tags
 
 # The format's own limit is 65,535; libjpeg stops a little below it.
 _JPEG_MAX_SIDE_PX = 65500
@@ -21,11 +23,12 @@ _PNG_FILTER_NONE = 0x08
 _PNG_FILTER_UP = 0x20
 
 
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: npt.NDArray[np.uint8], provenance: str | None = None) -> bytes:
     """Encode losslessly, for speed rather than for the last byte.
 
     Args:
         pixels: uint8 (H, W) grey or (H, W, 3) RGB.
+        provenance: ASCII, for the comment.
     """
     # Runs of equal bytes are all there is to find: in a mask as it is, in a photograph among the
     # differences of neighbours. A search for longer patterns takes three times as long for more
@@ -34,7 +37,7 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     data: bytes = imagecodecs.png_encode(  # type: ignore[assignment]  # without `out`: bytes
         _in_order(pixels), level=1, strategy=_ZLIB_RLE, filter=line_filter
     )
-    return data
+    return data if provenance is None else into_png(data, provenance)
 
 
 def _in_order(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -42,12 +45,15 @@ def _in_order(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pixels.copy() if min(pixels.strides) < 0 else np.ascontiguousarray(pixels)
 
 
-def encode_jpeg(pixels: npt.NDArray[np.uint8], *, quality: int) -> bytes:
+def encode_jpeg(
+    pixels: npt.NDArray[np.uint8], *, quality: int, provenance: str | None = None
+) -> bytes:
     """Encode as JPEG.
 
     Args:
         pixels: uint8 (H, W, 3) RGB.
         quality: 1..100.
+        provenance: ASCII, for the comment.
 
     Raises:
         UnsupportedImageError: a side is longer than the format allows.
@@ -58,33 +64,41 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8], *, quality: int) -> bytes:
             "set outputs.composite_format to png"
         )
     data: bytes = simplejpeg.encode_jpeg(_in_order(pixels), quality=quality, colorsubsampling="420")
-    return data
+    return data if provenance is None else into_jpeg(data, provenance)
 
 
-def encode_labels(labels: npt.NDArray[np.int32], *, pixel_size_um: float | None = None) -> bytes:
+def encode_labels(labels: npt.NDArray[np.int32], tags: Tags = NO_TAGS) -> bytes:
     """Encode labels as TIFF: 16 bit, or 32 where there are more than 65,535.
 
     Args:
         labels: int32 (H, W), 0 background.
-        pixel_size_um: side of a pixel, for the resolution tags.
+        tags: what the file says of itself.
     """
     dtype = np.uint16 if labels.max(initial=0) <= np.iinfo(np.uint16).max else np.uint32
+    return encode_grey_tiff(labels.astype(dtype), tags)
+
+
+def encode_grey_tiff(pixels: npt.NDArray[Any], tags: Tags = NO_TAGS) -> bytes:
+    """Encode one channel as TIFF, losslessly.
+
+    Args:
+        pixels: uint8, uint16, uint32 or float32 (H, W).
+        tags: what the file says of itself.
+    """
+    arguments: dict[str, Any] = {}
+    if tags.pixel_size_um is not None:
+        per_cm = 1e4 / tags.pixel_size_um
+        arguments |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
-        labels.astype(dtype),
+        pixels,
         compression="zlib",
         compressionargs={"level": 1},
-        predictor=True,
+        # ImageJ undoes differences of whole numbers, and no others.
+        predictor=pixels.dtype.kind == "u",
         metadata=None,
-        **resolution_tags(pixel_size_um),
+        description=tags.provenance,
+        **arguments,
     )
     return buffer.getvalue()
-
-
-def resolution_tags(pixel_size_um: float | None) -> dict[str, Any]:
-    """Give tifffile's arguments for a pixel size: pixels per centimetre, or nothing."""
-    if pixel_size_um is None:
-        return {}
-    per_cm = 1e4 / pixel_size_um
-    return {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}

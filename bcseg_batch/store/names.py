@@ -29,7 +29,7 @@ def composite_path(name: str, suffix: str) -> str:
 
     Args:
         name: the output name.
-        suffix: `jpg` or `png`.
+        suffix: `jpg`, `png` or `tif`.
     """
     return f"composites/{name}_bloodred.{suffix}"
 
@@ -39,9 +39,14 @@ def labels_path(name: str) -> str:
     return f"labels/{name}_labels.tif"
 
 
-def outlines_path(name: str) -> str:
-    """Give the path of the photograph with outlines, relative to the output folder."""
-    return f"outlines/{name}_outlines.jpg"
+def outlines_path(name: str, suffix: str) -> str:
+    """Give the path of the photograph with outlines, relative to the output folder.
+
+    Args:
+        name: the output name.
+        suffix: `jpg`, `png` or `tif`.
+    """
+    return f"outlines/{name}_outlines.{suffix}"
 
 
 def probability_path(name: str) -> str:

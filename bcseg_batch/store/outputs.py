@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import threading
 import uuid
@@ -190,6 +191,19 @@ class OutputFolder:
                 f"the output {relative!r} needs the name of {taken!r}, which is another image's: "
                 "rename the input or its folder"
             ) from error
+
+    def sha256(self, relative: str) -> str:
+        """Give the SHA-256 of a file, hexadecimal.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        path = self.root / relative
+        try:
+            with path.open("rb") as content:
+                return hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise output_error(path, error) from error
 
     def sync(self) -> None:
         """Force the names of all that was written so far to disk: once for many files.

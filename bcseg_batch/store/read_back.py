@@ -14,7 +14,7 @@ import tifffile
 
 from bcseg_batch.errors import OutputError
 from bcseg_batch.items import Outcome
-from bcseg_batch.store.results import JSONL_NAME, from_record
+from bcseg_batch.store.results import JSONL_NAME, check_record, from_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,9 @@ def read_outcomes(folder: Path) -> ReadBack:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    outcome = from_record(json.loads(line))
+                    record = json.loads(line)
+                    check_record(record)
+                    outcome = from_record(record)
                 except (ValueError, TypeError, KeyError, AttributeError):
                     damaged.append(number)
                 else:

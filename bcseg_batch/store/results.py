@@ -20,6 +20,9 @@ JSONL_NAME = "results.jsonl"
 CSV_NAME = "results.csv"
 
 _FIELDS = tuple(field.name for field in fields(Outcome))
+# Of no use in a table that people read; they stand in the records.
+COLUMNS = tuple(name for name in _FIELDS if name != "outputs_sha256")
+"""Columns of `results.csv`, in their order."""
 # What may differ between two records that say the same.
 _INCIDENTAL = {"seconds", "finished_at", "mtime_ns", "device", "dtype"}
 
@@ -265,7 +268,7 @@ def write_table(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with whole_file(path) as file:
         # A name that is not UTF-8 is written with its odd bytes escaped.
         text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
-        writer = csv.DictWriter(text, _FIELDS, extrasaction="ignore")
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for record in records:
             writer.writerow(_as_row(record))
@@ -331,7 +334,7 @@ def _as_row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) -> Known:
-    _check_types(record)
+    check_record(record)
     model, settings = record.get("model_sha256"), record.get("settings_sha256")
     status = Status(record["status"])
     mask = record.get("mask")
@@ -355,7 +358,7 @@ def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) ->
     )
 
 
-def _check_types(record: dict[str, Any]) -> None:
+def check_record(record: dict[str, Any]) -> None:
     """Refuse a line that somebody has edited into something else.
 
     Raises:
@@ -367,6 +370,9 @@ def _check_types(record: dict[str, Any]) -> None:
     for name in ("size_bytes", "mtime_ns"):
         if not isinstance(record.get(name), int | None):
             raise TypeError(f"{name} is no whole number")
+    hashes = record.get("outputs_sha256", {})
+    if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
+        raise TypeError("outputs_sha256 are no texts by name")
     notes, flags = record.get("notes", []), record.get("flags", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise TypeError("notes are no list of texts")

@@ -14,10 +14,17 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import IO
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bcseg_batch.store.encode import encode_jpeg
+from bcseg_batch.store.provenance import png_chunk, png_comment
+from bcseg_batch.store.tags import NO_TAGS, Tags
+
+PREVIEW_PX = 1600
+"""Longest side of a preview."""
 TILE_PX = 512
 # What a classic TIFF can address, with room for its directory.
 _CLASSIC_BYTES = 2**32 - 2**26
@@ -33,10 +40,12 @@ class RowWriter(ABC):
     Args:
         file: open for writing, seekable, at its beginning; stays open.
         shape_hw: of the whole image.
+        tags: what the file says of itself.
     """
 
-    def __init__(self, file: IO[bytes], shape_hw: tuple[int, int]) -> None:
+    def __init__(self, file: IO[bytes], shape_hw: tuple[int, int], tags: Tags = NO_TAGS) -> None:
         self._file = file
+        self._file_tags = tags
         self.shape_hw = shape_hw
         self.rows_written = 0
 
@@ -92,14 +101,16 @@ class RowWriter(ABC):
 class MaskPngWriter(RowWriter):
     """8-bit grey PNG: rows uint8 (h, W)."""
 
-    def __init__(self, file: IO[bytes], shape_hw: tuple[int, int]) -> None:
-        super().__init__(file, shape_hw)
+    def __init__(self, file: IO[bytes], shape_hw: tuple[int, int], tags: Tags = NO_TAGS) -> None:
+        super().__init__(file, shape_hw, tags)
         self._packer = zlib.compressobj(_ZLIB_LEVEL)
         self._above = np.zeros((1, shape_hw[1]), np.uint8)
         self._packed = bytearray()
         file.write(b"\x89PNG\r\n\x1a\n")
         # Bit depth 8, grey, and the only compression, filter set and order there are.
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", shape_hw[1], shape_hw[0], 8, 0, 0, 0, 0))
+        if tags.provenance is not None:
+            file.write(png_comment(tags.provenance))
 
     def _write(self, rows: npt.NDArray[np.generic]) -> None:
         levels = rows.astype(np.uint8, copy=False)
@@ -123,9 +134,7 @@ class MaskPngWriter(RowWriter):
         self._packed.clear()
 
     def _chunk(self, kind: bytes, content: bytes) -> None:
-        checksum = zlib.crc32(content, zlib.crc32(kind))
-        for part in (struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)):
-            self._file.write(part)
+        self._file.write(png_chunk(kind, content))
 
 
 class TiledTiffWriter(RowWriter):
@@ -136,7 +145,7 @@ class TiledTiffWriter(RowWriter):
         shape_hw: of the whole image.
         sample_shape: of a pixel: () or (3,).
         dtype: of a sample.
-        pixel_size_um: side of a pixel, for the resolution tags.
+        tags: what the file says of itself.
     """
 
     def __init__(
@@ -145,10 +154,9 @@ class TiledTiffWriter(RowWriter):
         shape_hw: tuple[int, int],
         sample_shape: tuple[int, ...],
         dtype: npt.DTypeLike,
-        pixel_size_um: float | None,
+        tags: Tags,
     ) -> None:
-        super().__init__(file, shape_hw)
-        self._pixel_size_um = pixel_size_um
+        super().__init__(file, shape_hw, tags)
         width_px = math.ceil(shape_hw[1] / TILE_PX) * TILE_PX
         self._rows = np.zeros((TILE_PX, width_px, *sample_shape), dtype)
         self._filled = 0
@@ -197,7 +205,7 @@ class TiledTiffWriter(RowWriter):
     def _pack(self, tile: npt.NDArray[np.generic]) -> bytes: ...
 
     @abstractmethod
-    def _tags(self) -> dict[int, tuple[str, tuple[int, ...]]]:
+    def _tags(self) -> dict[int, tuple[str, tuple[int, ...] | bytes]]:
         """Tags of this kind of picture: by number the type (`H` or `I`) and the values."""
 
     def _header(self, directory: int) -> bytes:
@@ -208,7 +216,7 @@ class TiledTiffWriter(RowWriter):
     def _write_directory(self) -> int:
         """Write the directory and what does not fit into it; gives where it begins."""
         place = "Q" if self._is_big else "I"
-        tags: dict[int, tuple[str, tuple[int, ...]]] = {
+        tags: dict[int, tuple[str, tuple[int, ...] | bytes]] = {
             256: ("I", (self.shape_hw[1],)),
             257: ("I", (self.shape_hw[0],)),
             284: ("H", (1,)),  # samples of a pixel side by side
@@ -218,8 +226,10 @@ class TiledTiffWriter(RowWriter):
             325: ("I", tuple(self._counts)),
             **self._tags(),
         }
-        if self._pixel_size_um is not None:
-            per_cm = (round(1e10 / self._pixel_size_um), 10**6)
+        if self._file_tags.provenance is not None:
+            tags[270] = ("s", self._file_tags.provenance.encode("ascii") + b"\0")
+        if self._file_tags.pixel_size_um is not None:
+            per_cm = (round(1e10 / self._file_tags.pixel_size_um), 10**6)
             while max(per_cm) >= 2**32:
                 per_cm = (per_cm[0] // 10, per_cm[1] // 10)
             tags |= {282: ("R", per_cm), 283: ("R", per_cm), 296: ("H", (3,))}
@@ -229,10 +239,13 @@ class TiledTiffWriter(RowWriter):
         self._file.write(struct.pack(count, len(tags)) + entries + last)
         return directory
 
-    def _entry(self, number: int, kind: str, values: tuple[int, ...]) -> bytes:
+    def _entry(self, number: int, kind: str, values: tuple[int, ...] | bytes) -> bytes:
         """Pack one entry, its values written before the directory where they need more room."""
-        code = {"H": 3, "I": 4, "R": 5, "Q": 16}[kind]
-        content = struct.pack(f"<{len(values)}{'I' if kind == 'R' else kind}", *values)
+        code = {"s": 2, "H": 3, "I": 4, "R": 5, "Q": 16}[kind]
+        if isinstance(values, bytes):
+            content = values
+        else:
+            content = struct.pack(f"<{len(values)}{'I' if kind == 'R' else kind}", *values)
         count = len(values) // 2 if kind == "R" else len(values)
         room = 8 if self._is_big else 4
         if len(content) > room:
@@ -250,7 +263,7 @@ class RgbTiffWriter(TiledTiffWriter):
         file: open for writing, seekable, at its beginning; stays open.
         shape_hw: of the whole image.
         quality: of the JPEG tiles, 1..100.
-        pixel_size_um: side of a pixel, for the resolution tags.
+        tags: what the file says of itself.
     """
 
     def __init__(
@@ -259,9 +272,9 @@ class RgbTiffWriter(TiledTiffWriter):
         shape_hw: tuple[int, int],
         *,
         quality: int = 90,
-        pixel_size_um: float | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
-        super().__init__(file, shape_hw, (3,), np.uint8, pixel_size_um)
+        super().__init__(file, shape_hw, (3,), np.uint8, tags)
         self._quality = quality
 
     def _pack(self, tile: npt.NDArray[np.generic]) -> bytes:
@@ -271,7 +284,7 @@ class RgbTiffWriter(TiledTiffWriter):
         image.save(packed, "JPEG", quality=self._quality, subsampling="4:2:0")
         return packed.getvalue()
 
-    def _tags(self) -> dict[int, tuple[str, tuple[int, ...]]]:
+    def _tags(self) -> dict[int, tuple[str, tuple[int, ...] | bytes]]:
         return {
             258: ("H", (8, 8, 8)),
             259: ("H", (7,)),  # JPEG
@@ -288,7 +301,7 @@ class LabelTiffWriter(TiledTiffWriter):
         file: open for writing, seekable, at its beginning; stays open.
         shape_hw: of the whole image.
         dtype: uint16 or uint32, what is stored.
-        pixel_size_um: side of a pixel, for the resolution tags.
+        tags: what the file says of itself.
     """
 
     def __init__(
@@ -297,9 +310,9 @@ class LabelTiffWriter(TiledTiffWriter):
         shape_hw: tuple[int, int],
         *,
         dtype: type[np.uint16 | np.uint32],
-        pixel_size_um: float | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
-        super().__init__(file, shape_hw, (), np.dtype(dtype).newbyteorder("<"), pixel_size_um)
+        super().__init__(file, shape_hw, (), np.dtype(dtype).newbyteorder("<"), tags)
 
     def _pack(self, tile: npt.NDArray[np.generic]) -> bytes:
         # The difference to the pixel on the left, modulo 2^16 or 2^32: mostly zeros.
@@ -307,7 +320,7 @@ class LabelTiffWriter(TiledTiffWriter):
         differences[:, 1:] -= tile[:, :-1]
         return zlib.compress(differences.tobytes(), _ZLIB_LEVEL)
 
-    def _tags(self) -> dict[int, tuple[str, tuple[int, ...]]]:
+    def _tags(self) -> dict[int, tuple[str, tuple[int, ...] | bytes]]:
         return {
             258: ("H", (8 * self._rows.dtype.itemsize,)),
             259: ("H", (8,)),  # zlib
@@ -316,3 +329,94 @@ class LabelTiffWriter(TiledTiffWriter):
             317: ("H", (2,)),  # horizontal differences
             339: ("H", (1,)),  # unsigned
         }
+
+
+class ProbabilityTiffWriter(TiledTiffWriter):
+    """Probabilities as tiled, zlib-compressed TIFF: rows float32 (h, W) in [0, 1].
+
+    Args:
+        file: open for writing, seekable, at its beginning; stays open.
+        shape_hw: of the whole image.
+        tags: what the file says of itself.
+    """
+
+    def __init__(self, file: IO[bytes], shape_hw: tuple[int, int], tags: Tags = NO_TAGS) -> None:
+        super().__init__(file, shape_hw, (), np.dtype("<f4"), tags)
+
+    def _pack(self, tile: npt.NDArray[np.generic]) -> bytes:
+        return zlib.compress(np.ascontiguousarray(tile).tobytes(), _ZLIB_LEVEL)
+
+    def _tags(self) -> dict[int, tuple[str, tuple[int, ...] | bytes]]:
+        return {
+            258: ("H", (32,)),
+            259: ("H", (8,)),  # zlib
+            262: ("H", (1,)),  # 0 is black
+            277: ("H", (1,)),
+            339: ("H", (3,)),  # floating point
+        }
+
+
+def preview_step(shape_hw: tuple[int, int]) -> int:
+    """Say how many pixels of an image, along each axis, make one of its preview."""
+    return math.ceil(max(shape_hw) / PREVIEW_PX)
+
+
+def reduced(pixels: npt.NDArray[np.uint8], step: int | None = None) -> npt.NDArray[np.uint8]:
+    """Average squares of pixels.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        step: side of a square; None makes a preview's.
+
+    Returns:
+        uint8 (ceil(H / step), ceil(W / step), 3); the last ones repeat the image's edge.
+    """
+    height, width = pixels.shape[:2]
+    step = preview_step((height, width)) if step is None else step
+    if step == 1:
+        return pixels
+    rows, columns = math.ceil(height / step), math.ceil(width / step)
+    below, right = rows * step - height, columns * step - width
+    whole = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    small: npt.NDArray[np.uint8] = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    return small
+
+
+class PreviewWriter(RowWriter):
+    """A small JPEG of a large image: rows uint8 (h, W, 3).
+
+    Args:
+        file: open for writing, at its beginning; stays open.
+        shape_hw: of the whole image.
+        quality: 1..100.
+        tags: what the file says of itself.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        shape_hw: tuple[int, int],
+        *,
+        quality: int = 90,
+        tags: Tags = NO_TAGS,
+    ) -> None:
+        super().__init__(file, shape_hw, tags)
+        self._quality = quality
+        self._step = preview_step(shape_hw)
+        self._left: npt.NDArray[np.uint8] = np.zeros((0, shape_hw[1], 3), np.uint8)
+        self._small: list[npt.NDArray[np.uint8]] = []
+
+    def _write(self, rows: npt.NDArray[np.generic]) -> None:
+        ready = np.concatenate([self._left, rows.astype(np.uint8, copy=False)])
+        whole = len(ready) // self._step * self._step
+        if whole:
+            self._small.append(reduced(ready[:whole], self._step))
+        self._left = ready[whole:].copy()
+
+    def _finish(self) -> None:
+        if len(self._left):
+            self._small.append(reduced(self._left, self._step))
+        small = np.concatenate(self._small)
+        self._file.write(
+            encode_jpeg(small, quality=self._quality, provenance=self._file_tags.provenance)
+        )
