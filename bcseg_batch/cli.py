@@ -58,6 +58,9 @@ SettingsFile = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
 @app.command("process-dir")
 def process_dir_command(
     source: Annotated[
@@ -254,7 +257,85 @@ StateDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of the ledger.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command("show")
+def show_command(
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="A photograph.", show_default=False)
+    ],
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to. [default: IMAGE's stem and _panel.png, here]"),
+    ] = None,
+    is_opened: Annotated[
+        bool | None,
+        typer.Option("--open/--no-open", help="Open it. [default: where there is a screen]"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Model file. [default: the shipped model]"),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Probability above which a pixel is a cell, 0 to 1."),
+    ] = None,
+) -> None:
+    """Show one photograph, its probability, mask, composite and outlines side by side."""
+    from bcseg_batch.api import load_model
+    from bcseg_batch.errors import ImageError, UsageError
+    from bcseg_batch.panel import SUFFIXES, check_matplotlib, draw_panel, has_screen, save_panel
+    from bcseg_batch.text import printable
+
+    check_matplotlib()
+    path = Path(f"{image.stem}_panel.png") if save is None else save
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"a panel is saved as {', '.join(SUFFIXES)}, not as {path.name!r}")
+    try:
+        found = load_model(model, threshold=threshold).segment(image)
+    except ImageError as error:
+        raise UsageError(str(error)) from error
+    save_panel(draw_panel(found), path)
+    for flag in found.flags:
+        typer.echo(flag.sentence)
+    typer.echo(printable(str(path)))
+    if has_screen() if is_opened is None else is_opened:
+        typer.launch(str(path))
+
+
+@app.command("verify")
+def verify_command(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Folder with results.", show_default=False)
+    ],
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="DIR", help="Compare the photographs too."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold every record against its files and their hashes. Exit code 1 where they differ."""
+    from bcseg_batch.store.verify import Verified, verify
+    from bcseg_batch.text import printable
+
+    verified, count = Verified(), 0
+    for finding in verify(output, verified, source):
+        count += 1
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+        else:
+            whose = "" if finding.image is None else f"{finding.image}: "
+            typer.echo(printable(f"{whose}{finding.path}: {finding.problem}"))
+    if as_json:
+        typer.echo(json.dumps({**asdict(verified), "findings": count}))
+    else:
+        inputs = "" if source is None else f", {verified.inputs} photographs compared"
+        unhashed = f", {verified.unhashed} without a hash" if verified.unhashed else ""
+        typer.echo(
+            f"{verified.images} images, {verified.files} files compared{unhashed}{inputs}, "
+            f"{count} findings"
+        )
+    raise typer.Exit(1 if count else 0)
 
 
 @app.command("run")

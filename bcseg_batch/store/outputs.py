@@ -106,6 +106,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_part(path: Path) -> bool:
+    """Say whether a file is one that is not whole yet."""
+    return path.name.startswith(_PART_PREFIX) and path.name.endswith(_PART_SUFFIX)
+
+
 def is_output_folder(root: Path) -> bool:
     """Say whether a run has had a folder as its output folder."""
     return (root / _LOCK_NAME).is_file()
@@ -253,5 +258,5 @@ class OutputFolder:
 def _parts(root: Path) -> Iterator[Path]:
     for folder, _, names in os.walk(root):
         for name in names:
-            if name.startswith(_PART_PREFIX) and name.endswith(_PART_SUFFIX):
-                yield Path(folder, name)
+            if is_part(path := Path(folder, name)):
+                yield path
