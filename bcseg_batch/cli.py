@@ -52,6 +52,15 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
 
 
+class ExportChoice(StrEnum):
+    """Choices of --to."""
+
+    QUPATH = "qupath"
+    IMAGEJ = "imagej"
+    COCO = "coco"
+    LABELS = "labels"
+
+
 SettingsFile = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE", help="Settings file (TOML).", show_default=False),
@@ -243,6 +252,51 @@ def _print_summary(summary: "Summary", output: Path) -> None:
         if (output / kind).exists()
     )
     typer.echo("\n".join(lines))
+
+
+@app.command("export")
+def export_command(
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="Folder that a run has written to.", show_default=False
+        ),
+    ],
+    to: Annotated[ExportChoice, typer.Option(help="The program or form.", show_default=False)],
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to. [default: OUTPUT/exports/FORMAT]"),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Of images like this only, such as 'night/*'."),
+    ] = None,
+    editable: Annotated[
+        bool, typer.Option("--editable", help="qupath: annotations, to be corrected by hand.")
+    ] = False,
+) -> None:
+    """Write the cells for QuPath, ImageJ, COCO, or as plain label images with tables.
+
+    Needs label images (process-dir --labels). Exit code 1 where images could not be exported.
+    """
+    from bcseg_batch.errors import UsageError
+    from bcseg_batch.exchange.folder import ExportFormat, export_folder
+    from bcseg_batch.text import printable
+
+    if editable and to is not ExportChoice.QUPATH:
+        raise UsageError("--editable is for --to qupath: leave it out")
+    summary = export_folder(
+        output, ExportFormat(to.value), folder=folder, pattern=images, editable=editable
+    )
+    typer.echo(f"{summary.exported} images exported to {printable(str(summary.folder))}")
+    if summary.problems:
+        typer.echo(f"{len(summary.problems)} not exported:")
+    for image, reason in summary.problems:
+        typer.echo(f"  {printable(image)}: {printable(reason)}")
+    if not summary.exported and not summary.problems:
+        which = "no image is recorded there" if images is None else f"no image is like {images}"
+        typer.echo(f"nothing to export: {printable(which)}")
+    raise typer.Exit(0 if summary.exported and not summary.problems else 1)
 
 
 @app.command("show-settings")

@@ -15,8 +15,10 @@ FOR_TRAINING = {
     "bcseg_batch.allocator",
     "bcseg_batch.command_line",
     "bcseg_batch.errors",
+    "bcseg_batch.exchange",
     "bcseg_batch.segment",
     "bcseg_batch.service.log",
+    "bcseg_batch.store.drawings",
     "bcseg_batch.store.images",
     "bcseg_batch.store.outputs",
     "bcseg_batch.text",
@@ -102,6 +104,15 @@ def test_the_service_imports_the_rooms_and_no_command_line() -> None:
             assert "bcseg_batch.cli" not in ours(path), name
 
 
+def test_the_exchange_uses_what_is_on_disk_and_arrays_alone() -> None:
+    own = "bcseg_batch.exchange"
+    rooms = {own, "bcseg_batch.segment", "bcseg_batch.store"}
+    for name, path in BATCH.items():
+        if within(name, {own}):
+            strangers = {i for i in ours(path) if not within(i, {*PLAIN, *rooms})}
+            assert not strangers, name
+
+
 def test_only_those_who_build_see_the_settings() -> None:
     readers = {name for name, path in BATCH.items() if "bcseg_batch.settings" in ours(path)}
     assert readers <= READS_SETTINGS
@@ -133,18 +144,18 @@ def test_threads_and_signals_live_in_the_service_alone() -> None:
 
 
 def test_image_formats_are_known_where_files_are_read_and_written_alone() -> None:
-    known = {
-        f"bcseg_batch.store.{name}"
-        for name in (
-            "images",
-            "raster",
-            "pixel_size",
-            "encode",
-            "stream",
-            "provenance",
-            "read_back",
-        )
-    }
+    of_the_store = (
+        "images",
+        "raster",
+        "pixel_size",
+        "encode",
+        "stream",
+        "provenance",
+        "read_back",
+        "drawings",
+    )
+    known = {f"bcseg_batch.store.{name}" for name in of_the_store}
+    known.add("bcseg_batch.exchange.label_images")
     for name, path in BATCH.items():
         if within(name, {"bcseg_batch"}) and name not in known:
             assert not [i for i in imports(path) if within(i, {"tifffile", "imagecodecs"})], name
