@@ -19,6 +19,7 @@ FOR_TRAINING = {
     "bcseg_batch.segment",
     "bcseg_batch.service.log",
     "bcseg_batch.store.drawings",
+    "bcseg_batch.store.encode",
     "bcseg_batch.store.images",
     "bcseg_batch.store.outputs",
     "bcseg_batch.text",

@@ -34,7 +34,7 @@ def categories() -> list[dict[str, Any]]:
     ]
 
 
-def annotations(cells: ImageCells, image_id: int) -> list[dict[str, Any]]:
+def image_annotations(cells: ImageCells, image_id: int) -> list[dict[str, Any]]:
     """Give COCO's annotations of one image.
 
     Args:
@@ -114,7 +114,7 @@ class CocoWriter:
             ValueError: they do not fit into the form; nothing is written of them.
         """
         image_id = next(number for number in _image_ids(cells.image) if number not in self._images)
-        for annotation in annotations(cells, image_id):
+        for annotation in image_annotations(cells, image_id):
             self._write(self._separator, annotation)
             self._separator = b",\n"
         height, width = cells.labels.shape

@@ -44,7 +44,6 @@ Image.init()
 # What the libraries remark about an odd file either changes nothing or becomes our note or error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 # In the order in which they are tried. Left out on purpose, see docs/inputs.md: formats that start
 # another program, that Pillow only names or is about to drop, and that wrap a second image of

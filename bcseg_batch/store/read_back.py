@@ -98,7 +98,7 @@ def read_labels(path: Path) -> npt.NDArray[np.integer[Any]]:
     """
     try:
         labels = tifffile.imread(path)
-    except (OSError, ValueError, tifffile.TiffFileError) as error:
+    except Exception as error:  # decoders answer hostile bytes with any exception there is
         raise OutputError(f"{path} cannot be read ({error})") from error
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise OutputError(f"{path} is no label image: {labels.dtype} {labels.shape}")

@@ -50,6 +50,14 @@ class ScheduleChoice(StrEnum):
     COSINE = "cosine"
 
 
+class SetChoice(StrEnum):
+    """Choices of --set."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
 class StyleChoice(StrEnum):
     """Choices of --style."""
 
@@ -73,6 +81,56 @@ def check_command(dataset: Dataset) -> None:
     for problem in report.problems:
         typer.echo(f"problem: {printable(problem)}")
     typer.echo(f"{len(report.problems)} problems, {len(report.remarks)} remarks")
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@app.command("import-corrections")
+def import_corrections_command(
+    corrected: Annotated[
+        Path,
+        typer.Argument(metavar="CORRECTED", help="Folder with masks, labels, GeoJSON or ROIs."),
+    ],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Data set to add to; made where missing.")
+    ],
+    originals: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the photographs. [default: those of the data set]"),
+    ] = None,
+    into: Annotated[SetChoice, typer.Option("--set", help="Set to add to.")] = SetChoice.TRAIN,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace pairs that are there.")
+    ] = False,
+    inverted: Annotated[
+        bool, typer.Option("--inverted", help="Cells are black in the masks.")
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Photographs without a cell are meant so.")
+    ] = False,
+) -> None:
+    """Add what was corrected in Fiji, napari or QuPath. Exit code 1 where a file is refused."""
+    from bcseg_training.corrections import import_corrections
+
+    report = import_corrections(
+        corrected,
+        dataset,
+        originals=originals,
+        into=into.value,
+        overwrite=overwrite,
+        inverted=inverted,
+        allow_empty=allow_empty,
+    )
+    told = {
+        "added": report.added,
+        "replaced": report.replaced,
+        "unchanged": report.unchanged,
+        "refused": report.problems,
+    }
+    for word, lines in told.items():
+        for line in lines:
+            typer.echo(f"{word}: {printable(line)}")
+    counts = ", ".join(f"{len(lines)} {word}" for word, lines in told.items())
+    typer.echo(f"{printable(str(report.folder))}: {counts}")
     raise typer.Exit(1 if report.problems else 0)
 
 

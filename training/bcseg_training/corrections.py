@@ -77,7 +77,7 @@ class ImportReport:
         folder: the set that was added to.
         added: a line for each new pair: its name and what was made of the file.
         replaced: likewise for pairs that were there before.
-        unchanged: names of those that were there just so.
+        unchanged: likewise for those that were there just so.
         problems: a line for each file that was not imported, and why.
     """
 
@@ -132,22 +132,19 @@ def import_corrections(
             "QuPath, sets of ROIs of ImageJ (.zip)"
         )
     report = ImportReport(folder)
-    pairs = _paired(files, _files(sources, SUFFIXES), report)
     target = _DataSet(dataset, folder, overwrite=overwrite)
-    for file, photograph in pairs:
-        name = file.relative_to(corrected).as_posix()
+    for file, photograph in _paired(files, _files(sources, SUFFIXES), report):
+        stem = "__".join(photograph.with_suffix("").parts)
         try:
-            pixels = decode_image(photograph, max_pixels=MAX_PIXELS).pixels
-            correction = read_correction(file, pixels, inverted=inverted, allow_empty=allow_empty)
-            stem = "__".join(photograph.relative_to(sources).with_suffix("").parts)
-            outcome = target.add(stem, photograph, correction)
+            pixels = decode_image(sources / photograph, max_pixels=MAX_PIXELS).pixels
+            correction = read_correction(
+                corrected / file, pixels, inverted=inverted, allow_empty=allow_empty
+            )
+            lines = getattr(report, target.add(stem, sources / photograph, correction))
         except (ImageError, ValueError) as error:
-            report.problems.append(f"{name}: {error}")
-            continue
-        line = f"{stem}: {'; '.join(correction.notes)}"
-        {"added": report.added, "replaced": report.replaced}.get(outcome, report.unchanged).append(
-            line
-        )
+            report.problems.append(f"{file.as_posix()}: {error}")
+        else:
+            lines.append(f"{stem}: {'; '.join(correction.notes)}")
     return report
 
 
@@ -158,9 +155,9 @@ _WHAT_FOR = {
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """List the files of some kinds in a folder and its sub-folders, hidden ones left out."""
+    """List the files of some kinds below a folder, relative to it; hidden ones are left out."""
     return sorted(
-        path
+        path.relative_to(folder)
         for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
         and path.is_file()
@@ -174,7 +171,13 @@ def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def _paired(
     files: Sequence[Path], photographs: Sequence[Path], report: ImportReport
 ) -> list[tuple[Path, Path]]:
-    """Find the photograph of each file by name; a problem for each that has none, or two."""
+    """Find the photograph of each file by name; a problem for each that has none, or two.
+
+    Args:
+        files: relative to their folder.
+        photographs: relative to theirs.
+        report: takes the problems.
+    """
     by_name: dict[str, list[Path]] = defaultdict(list)
     for photograph in photographs:
         for name in {photograph.name, photograph.stem}:
@@ -185,14 +188,14 @@ def _paired(
         if len(fitting) == 1:
             chosen[fitting[0]].append(file)
         elif fitting:
-            listed = " and ".join(str(path) for path in fitting[:3])
+            listed = " and ".join(path.as_posix() for path in fitting)
             report.problems.append(
-                f"{file.name}: it fits {listed}: name it after one of them, suffix included "
-                f"({fitting[0].name}{file.suffix}), or put it into a folder of the same name"
+                f"{file.as_posix()}: it fits {listed}: name it after one of them, folder and "
+                f"suffix included, such as {fitting[0].as_posix()}{file.suffix}"
             )
         else:
             report.problems.append(
-                f"{file.name}: no photograph is called {_bases(file)[-1]}: name it after its "
+                f"{file.as_posix()}: no photograph is called {_bases(file)[-1]}: name it after its "
                 "photograph"
             )
     pairs = []
@@ -200,19 +203,22 @@ def _paired(
         if len(own) == 1:
             pairs.append((own[0], photograph))
         else:
-            listed = " and ".join(file.name for file in own)
-            report.problems.append(f"{listed}: both are for {photograph.name}: leave one")
-    return pairs
+            listed = " and ".join(file.as_posix() for file in own)
+            report.problems.append(f"{listed}: both are for {photograph.as_posix()}: leave one")
+    return sorted(pairs)
 
 
 def _fitting(file: Path, by_name: Mapping[str, list[Path]]) -> list[Path]:
-    """Give the photographs that a file may be for; the whole name is better than the stem."""
+    """Give the photographs that a file may be for.
+
+    The whole name is better than the stem, and the same folder better than another.
+    """
     for base in _bases(file):
-        found = by_name.get(base, [])
-        exact = [path for path in found if path.name == base] or found
-        beside = [path for path in exact if path.parent.name == file.parent.name]
-        if exact:
-            return beside if len(exact) > 1 and len(beside) == 1 else exact
+        fitting = by_name.get(base, [])
+        fitting = [path for path in fitting if path.name == base] or fitting
+        fitting = [path for path in fitting if path.parent == file.parent] or fitting
+        if fitting:
+            return fitting
     return []
 
 
@@ -312,13 +318,14 @@ def _of_numbers(
     """Tell a mask from labels, and either from what is neither."""
     values = np.unique(numbers)
     listed = ", ".join(map(str, values[:6])) + (", ..." if values.size > 6 else "")
-    if values.size <= 2 and values[-1] in {0, 1, 255, 65535}:
+    is_mask = set(values.tolist()) <= {0, values[-1]} and values[-1] in {0, 1, 255, 65535}
+    if is_mask and kinds is None:  # a table says that they are labels, be there one alone
         mask = numbers == 0 if inverted else numbers > 0
         return Correction(mask, notes=(f"mask of {listed}",))
     if inverted:
         raise ValueError(f"its values are {listed}: --inverted is for masks of 0 and 255")
     drawn = numbers[numbers > 0]
-    if values[-1] <= 255 and np.mean(drawn >= _NEARLY_WHITE) > 0.5:
+    if values[-1] <= 255 and 2 * np.count_nonzero(drawn >= _NEARLY_WHITE) > drawn.size:
         raise ValueError(
             f"its values are {listed}: a mask has 0 and 255 alone. JPEG, a resize or a soft brush "
             "has been over it; cut it (Fiji: Image > Adjust > Threshold, then Apply) and save it "
@@ -410,10 +417,15 @@ class _DataSet:
         self._overwrite = overwrite
         self._added: set[str] = set()
         folders = {folder, *(dataset / name for name in SETS)}
-        self._others = [path for each in sorted(folders) for path in _originals(each / "original")]
+        self._photographs = [
+            each / "original" / path
+            for each in sorted(folders)
+            if (each / "original").is_dir()
+            for path in _files(each / "original", SUFFIXES)
+        ]
 
     def add(self, stem: str, photograph: Path, correction: Correction) -> str:
-        """Write one pair: `added`, `replaced` or `unchanged`.
+        """Write one pair; gives `added`, `replaced` or `unchanged`.
 
         Raises:
             ValueError: it is there already, or its photograph is, by another name or in another
@@ -426,24 +438,30 @@ class _DataSet:
         content = _bytes(photograph)
         original = self._folder / "original" / f"{stem}{photograph.suffix}"
         self._refuse_twice(content, stem)
-        files = self._truth(stem, correction)
-        olds = self._of_stem(stem)
-        files[original] = content  # last: no photograph without its mask
-        if set(olds) == set(files) and all(old.read_bytes() == files[old] for old in olds):
-            self._added.add(stem)
+        files = {**self._truth(stem, correction), original: content}
+        before = {path: _bytes(path) for path in self._of_stem(stem)}
+        if before != files:
+            if before and not self._overwrite:
+                raise ValueError(
+                    f"{self._folder} has {stem} already: add --overwrite to replace it"
+                )
+            self._write(before, files)
+        self._added.add(stem)
+        self._photographs.append(original)
+        if before == files:
             return "unchanged"
-        if olds and not self._overwrite:
-            raise ValueError(f"{self._folder} has {stem} already: add --overwrite to replace it")
-        # What the new truth has no place for must not stand beside it.
+        return "replaced" if before else "added"
+
+    def _write(self, before: Mapping[Path, bytes], files: Mapping[Path, bytes]) -> None:
         try:
-            for old in set(olds) - set(files):
-                old.unlink()
+            # What the new truth has no place for must not stand beside it.
+            for path in set(before) - set(files):
+                path.unlink()
         except OSError as error:
             raise output_error(self._folder, error) from error
         for path, data in files.items():
-            write_whole(path, data)
-        self._added.add(stem)
-        return "replaced" if olds else "added"
+            if before.get(path) != data:
+                write_whole(path, data)
 
     def _truth(self, stem: str, correction: Correction) -> dict[Path, bytes]:
         files: dict[Path, bytes] = {}
@@ -474,13 +492,9 @@ class _DataSet:
     def _refuse_twice(self, content: bytes, stem: str) -> None:
         """Refuse a photograph that the data set has elsewhere: it would make every score a lie."""
         digest = hashlib.sha256(content).digest()
-        for other in self._others:
+        for other in self._photographs:
             is_its_own = other.parent.parent == self._folder and other.stem == stem
             if is_its_own or not other.exists() or other.stat().st_size != len(content):
                 continue
-            if hashlib.sha256(other.read_bytes()).digest() == digest:
+            if hashlib.sha256(_bytes(other)).digest() == digest:
                 raise ValueError(f"the data set has this photograph already: {other}")
-
-
-def _originals(folder: Path) -> list[Path]:
-    return _files(folder, SUFFIXES) if folder.is_dir() else []

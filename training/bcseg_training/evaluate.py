@@ -118,9 +118,9 @@ def read_items(folder: Path, limit: int | None = None) -> Iterator[Item]:
 
     Args:
         folder: a data set with `val` or `test`; a folder with `original` and `mask`, in which the
-            connected components are the cells unless `bcseg-train synth` has written labels beside
-            them; or one with `images` and VOC `annotations`, of which only the images held out
-            from training are taken, where any of them is there.
+            connected components are the cells unless labels lie beside them, as `bcseg-train synth`
+            and `import-corrections` write them; or one with `images` and VOC `annotations`, of
+            which only the images held out from training are taken, where any of them is there.
         limit: take the first so many images.
 
     Raises:
@@ -156,10 +156,13 @@ def _read_boxed(folder: Path, images: Sequence[BoxedImage]) -> Iterator[Item]:
 
 
 def _read_masked(folder: Path, pairs: Sequence[Pair]) -> Iterator[Item]:
-    drawn = (folder / "labels").is_dir()
     for pair in pairs:
         pixels, mask = read_pair(pair)
         truth = mask > 127
+        drawn = any(
+            (folder / name).is_file()
+            for name in (f"labels/{pair.stem}.tif", f"kinds/{pair.stem}.csv")
+        )
         if drawn:
             labels, kinds = read_labels(folder, pair.stem)
             if labels.shape != truth.shape or labels.max(initial=0) > len(kinds):
