@@ -280,7 +280,7 @@ def _check_size(found_hw: tuple[int, ...], shape_hw: tuple[int, int]) -> None:
     if found_hw == shape_hw:
         return
     turned = (
-        ": the photograph is turned by its orientation tag, which Fiji and QuPath pass over: "
+        ": the photograph is turned by its orientation tag, which other programs may pass over: "
         "correct the upright mask or composite of a run"
         if found_hw == shape_hw[::-1]
         else ": save it at full size"
