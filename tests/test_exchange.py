@@ -387,7 +387,7 @@ def test_ids_follow_from_the_names_alone(tmp_path: Path) -> None:
 def test_label_images_are_read_by_all_libraries(tmp_path: Path) -> None:
     labels = a_few_cells()
     path = tmp_path / "a_labels.tif"
-    path.write_bytes(label_images.encode_label_image(cells_of(labels, pixel_size_um=0.25)))
+    path.write_bytes(label_images.encode_label_image(labels, pixel_size_um=0.25))
     with tifffile.TiffFile(path) as tiff:  # as ilastik does: one series with known axes
         assert len(tiff.series) == 1
         assert tiff.series[0].axes == "YX"
@@ -410,10 +410,9 @@ def test_label_images_are_read_by_all_libraries(tmp_path: Path) -> None:
     assert int(done.stdout) == labels.sum()
 
 
-def test_more_cells_than_16_bits_number_take_32(tmp_path: Path) -> None:
+def test_more_cells_than_16_bits_number_take_32() -> None:
     labels = np.arange(270 * 270, dtype=np.int32).reshape(270, 270)
-    rows = tuple({"label": str(n), "kind": "red_cell"} for n in range(1, labels.size))
-    data = label_images.encode_label_image(ImageCells("a.jpg", labels, rows))
+    data = label_images.encode_label_image(labels)
     back = tifffile.imread(io.BytesIO(data))
     assert back.dtype == np.uint32
     np.testing.assert_array_equal(back, labels)
@@ -441,5 +440,5 @@ def test_an_image_without_cells_is_exported_all_the_same(tmp_path: Path) -> None
     assert qupath.decode_geojson(qupath.encode_geojson(cells)) == []
     assert imagej.decode_rois(imagej.encode_rois(cells)) == []
     assert loaded(coco_of(cells), tmp_path).anns == {}
-    assert not tifffile.imread(io.BytesIO(label_images.encode_label_image(cells))).any()
+    assert not tifffile.imread(io.BytesIO(label_images.encode_label_image(cells.labels))).any()
     assert label_images.encode_objects(cells).count(b"\n") == 1

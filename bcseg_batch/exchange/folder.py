@@ -125,7 +125,8 @@ def _files(
         yield named(imagej.SUFFIX), imagej.encode_rois(cells)
     else:
         yield named(label_images.OBJECTS_ENDING), label_images.encode_objects(cells)
-        yield named(label_images.LABELS_ENDING), label_images.encode_label_image(cells)
+        data = label_images.encode_label_image(cells.labels, pixel_size_um=cells.pixel_size_um)
+        yield named(label_images.LABELS_ENDING), data
 
 
 def _write_coco(path: Path, images: Iterator[tuple[str, ImageCells]], export: _Export) -> None:

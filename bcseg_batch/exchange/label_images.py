@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tifffile
 
 from bcseg_batch.exchange.cells import ImageCells
@@ -44,28 +47,29 @@ _COLUMNS = {
 _INTENSITIES = ("mean_intensity-0", "mean_intensity-1", "mean_intensity-2")
 
 
-def encode_label_image(cells: ImageCells) -> bytes:
-    """Write the labels as the plainest compressed TIFF.
+def encode_label_image(
+    labels: npt.NDArray[np.integer[Any]], *, pixel_size_um: float | None = None
+) -> bytes:
+    """Write labels as the plainest compressed TIFF.
 
     One page in strips, Deflate without a predictor: libtiff, Bio-Formats (CellProfiler), ImageJ and
     tifffile without imagecodecs (ilastik, CellProfiler's other reader) all have it built in, which
-    is true neither of LZW nor of the predictor that the label images of a run use. Uncompressed the
-    file would be some thirty times as large.
+    is true neither of LZW nor of the predictor: ImageJ 1.53 passes over that and shows stripes.
 
     Args:
-        cells: of the image.
+        labels: integers (H, W), 0 background.
+        pixel_size_um: side of a pixel, for the resolution tags.
 
     Returns:
-        uint16 (H, W), or uint32 where labels are above 65,535, with the pixel size in the
-        resolution tags where it is known.
+        uint16 (H, W), or uint32 where labels are above 65,535.
     """
     packed = io.BytesIO()
     tifffile.imwrite(
         packed,
-        cells.labels.astype(label_dtype(int(cells.labels.max(initial=0)))),
+        labels.astype(label_dtype(int(labels.max(initial=0)))),
         compression="zlib",
         metadata=None,
-        **resolution_tags(cells.pixel_size_um),
+        **resolution_tags(pixel_size_um),
     )
     return packed.getvalue()
 

@@ -19,7 +19,7 @@ from skimage.measure import label as connected
 
 from bcseg_batch.errors import ImageError, UsageError
 from bcseg_batch.exchange import imagej, label_images, qupath
-from bcseg_batch.exchange.cells import ImageCells, kind_name, kind_named
+from bcseg_batch.exchange.cells import kind_name, kind_named
 from bcseg_batch.exchange.shapes import Shape, label_shapes
 from bcseg_batch.segment.cells import CellKind
 from bcseg_batch.store.drawings import LOSSLESS_SUFFIXES, LOSSY_SUFFIXES, read_drawing
@@ -27,6 +27,7 @@ from bcseg_batch.store.encode import encode_png
 from bcseg_batch.store.images import SUFFIXES, decode_image
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.dataset import MAX_PIXELS, VALIDATION_NAMES
+from bcseg_training.synthetic import encode_kinds
 
 SETS = ("train", *VALIDATION_NAMES)
 
@@ -122,9 +123,12 @@ def import_corrections(
     """
     folder = dataset if (dataset / "original").is_dir() else dataset / into
     sources = originals or folder / "original"
-    for needed in (corrected, sources):
-        if not needed.is_dir():
-            raise UsageError(f"{needed} is not a folder: {_WHAT_FOR[needed == corrected]}")
+    if not corrected.is_dir():
+        raise UsageError(f"{corrected} is not a folder: name the one with the corrected files")
+    if not sources.is_dir():
+        raise UsageError(
+            f"{sources} is not a folder: name the one with the photographs by --originals"
+        )
     files = _files(corrected, (*_SHAPES, *_DRAWINGS))
     if not files:
         raise UsageError(
@@ -146,12 +150,6 @@ def import_corrections(
         else:
             lines.append(f"{stem}: {'; '.join(correction.notes)}")
     return report
-
-
-_WHAT_FOR = {
-    True: "name the one with the corrected files",
-    False: "name the one with the photographs by --originals",
-}
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -466,14 +464,9 @@ class _DataSet:
     def _truth(self, stem: str, correction: Correction) -> dict[Path, bytes]:
         files: dict[Path, bytes] = {}
         if correction.labels is not None:
-            rows = tuple(
-                {"label": str(number), "kind": kind_name(kind)}
-                for number, kind in enumerate(correction.kinds, 1)
-            )
-            cells = ImageCells(stem, correction.labels, rows)
-            kinds = "".join(f"{row['label']},{row['kind']}\n" for row in rows)
-            files[self._folder / "labels" / f"{stem}.tif"] = label_images.encode_label_image(cells)
-            files[self._folder / "kinds" / f"{stem}.csv"] = f"label,kind\n{kinds}".encode()
+            labels, kinds = self._folder / "labels", self._folder / "kinds"
+            files[labels / f"{stem}.tif"] = label_images.encode_label_image(correction.labels)
+            files[kinds / f"{stem}.csv"] = encode_kinds(correction.kinds)
         mask = np.where(correction.mask, np.uint8(255), np.uint8(0))
         files[self._folder / "mask" / f"{stem}.png"] = encode_png(mask)
         return files

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -1156,7 +1156,8 @@ def _tiff(labels: npt.NDArray[np.int32]) -> bytes:
     return packed.getvalue()
 
 
-def _csv(kinds: npt.NDArray[np.uint8]) -> bytes:
+def encode_kinds(kinds: Iterable[int]) -> bytes:
+    """Write the kinds of labels 1..n as `kinds/<stem>.csv` holds them: columns label and kind."""
     rows = (f"{label},{Kind(kind).name.lower()}\n" for label, kind in enumerate(kinds, start=1))
     return ("label,kind\n" + "".join(rows)).encode()
 
@@ -1210,7 +1211,7 @@ def write_dataset(
             smear = synthesize_numbered(seed, index, shape_hw=shape_hw, style=style)
             stem = f"synth_{index:05}"
             _write_whole(out / "labels" / f"{stem}.tif", _tiff(smear.labels))
-            _write_whole(out / "kinds" / f"{stem}.csv", _csv(smear.kinds))
+            _write_whole(out / "kinds" / f"{stem}.csv", encode_kinds(smear.kinds))
             _write_whole(out / "mask" / f"{stem}.png", _png(smear.mask))
             _write_whole(out / "original" / f"{stem}.jpg", _photo_jpeg(smear.image))
     except OSError as error:
