@@ -425,3 +425,23 @@ def test_one_lone_platelet_is_no_mask(bench: Bench) -> None:
     assert bench.run(allow_empty=True).added
     assert not bench.mask().any()
     np.testing.assert_array_equal(bench.labels(), alone)
+
+
+def test_a_mask_beside_a_table_is_still_a_mask(bench: Bench) -> None:
+    labels = bench.photograph()
+    bench.write("a_objects.csv", label_images.encode_objects(cells_of(labels)))
+    bench.save("a.png", white(labels > 0))
+    assert bench.run().added[0].startswith("a: mask of 0, 255; ")
+    assert not (bench.dataset / "train/labels").exists()
+
+
+def test_a_damaged_table_of_kinds_is_named(bench: Bench) -> None:
+    labels = bench.photograph()
+    bench.save("a_labels.tif", labels.astype(np.uint16))
+    for content, match in (
+        (b"a,b\n1,2\n", "a_cells.csv: it is no table of cells"),
+        (b"label,kind\n1,lymphocyte\n", "a_cells.csv: there is no kind 'lymphocyte'"),
+        (b"label,kind\nx,red_cell\n", "a_cells.csv: "),
+    ):
+        bench.write("a_cells.csv", content)
+        assert match in bench.refused()

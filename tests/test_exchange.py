@@ -306,22 +306,49 @@ def test_what_a_hand_draws_in_imagej_is_read() -> None:
     ("data", "match"),
     [
         (b"PK\x03\x04 and no more", "no set of ROIs"),
-        (b"something else", "the ROI cannot be read"),
-        (roi(roifile.ROI_TYPE.LINE, x2=5.0, y2=5.0), "is a line and no area"),
-        (roi(roifile.ROI_TYPE.RECT, right=3, bottom=3, group=7), "of the group 7"),
+        (b"something else", "the ROI: not an ImageJ ROI|data too short"),
+        (roi(roifile.ROI_TYPE.LINE, x2=5.0, y2=5.0), "it is a line and no area"),
+        (roi(roifile.ROI_TYPE.RECT, right=3, bottom=3, group=7), "its group is 7"),
         (
             roi(
                 roifile.ROI_TYPE.RECT,
                 shape_roi_size=8,
                 multi_coordinates=np.array([0, 1, 1, 2, 3, 3, 4, 4], np.float32),
             ),
-            "has curved edges",
+            "it has curved edges",
         ),
     ],
 )
 def test_what_is_no_area_selection_is_refused(data: bytes, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         imagej.decode_rois(data)
+
+
+# Damaged files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["qupath", "imagej", "roi"])
+def test_damaged_files_are_refused_and_bring_nothing_down(form: str) -> None:
+    cells = cells_of(a_few_cells())
+    whole = {
+        "qupath": lambda: qupath.encode_geojson(cells),
+        "imagej": lambda: imagej.encode_rois(cells),
+        "roi": lambda: zipfile.ZipFile(io.BytesIO(imagej.encode_rois(cells))).read(
+            "0004-red_cell.roi"
+        ),
+    }[form]()
+    decode = qupath.decode_geojson if form == "qupath" else imagej.decode_rois
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.3 else whole)
+        for place in rng.integers(0, max(len(damaged), 1), 3):
+            damaged[place : place + 1] = rng.bytes(1)
+        try:
+            label_shapes(decode(bytes(damaged)), (60, 90))
+        except ValueError:
+            refused += 1
+    assert refused > 50
 
 
 # COCO ----------------------------------------------------------------------------------------
@@ -432,7 +459,15 @@ def test_objects_have_cellprofilers_names_and_units() -> None:
             float(ours["mean_intensity-1"]) / 255, rel=1e-5
         )
         assert row["area_um2"] == ours["area_um2"]
-    assert label_images.read_objects(data) == {n: KINDS[(n - 1) % 3] for n in range(1, 6)}
+    assert label_images.read_kinds(data) == {n: KINDS[(n - 1) % 3] for n in range(1, 6)}
+
+
+def test_a_name_that_is_not_utf8_is_exported_all_the_same(tmp_path: Path) -> None:
+    cells = cells_of(a_few_cells(), image="a\udcff.jpg")
+    assert len(qupath.decode_geojson(qupath.encode_geojson(cells))) == 5
+    assert len(imagej.decode_rois(imagej.encode_rois(cells))) == 5
+    assert len(loaded(coco_of(cells), tmp_path).anns) == 5
+    assert rb"a\udcff.jpg,1,red_cell" in label_images.encode_objects(cells)
 
 
 def test_an_image_without_cells_is_exported_all_the_same(tmp_path: Path) -> None:

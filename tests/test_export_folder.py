@@ -57,7 +57,7 @@ def test_the_exports_hold_the_labels_of_the_run(output: Path, tmp_path: Path) ->
     export_folder(output, ExportFormat.LABELS)
     plain = output / "exports/labels/night/b_labels.tif"
     assert (read_labels(plain) == labels).all()
-    assert len(label_images.read_objects(plain.with_name("b_objects.csv").read_bytes())) == len(
+    assert len(label_images.read_kinds(plain.with_name("b_objects.csv").read_bytes())) == len(
         {*labels.flat} - {0}
     )
 

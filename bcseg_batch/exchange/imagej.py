@@ -105,34 +105,34 @@ def decode_rois(data: bytes) -> list[Shape]:
         return [_shape(data, "the ROI")]
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return [
-                _shape(archive.read(entry), PurePosixPath(entry).stem)
+            rois = [
+                (PurePosixPath(entry).stem, archive.read(entry))
                 for entry in archive.namelist()
                 if entry.lower().endswith(".roi")
             ]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except Exception as error:  # zipfile answers damaged bytes with exceptions of many kinds
         raise ValueError(f"it is no set of ROIs ({error})") from error
+    return [_shape(content, name) for name, content in rois]
 
 
 def _shape(data: bytes, name: str) -> Shape:
     try:
         roi = ImagejRoi.frombytes(data)
-    except Exception as error:  # the format is parsed without checks: hostile bytes raise anything
-        raise ValueError(f"{name} cannot be read ({error})") from error
-    if roi.group not in {0, *CellKind}:
-        groups = ", ".join(f"{kind.value} {kind_name(kind)}" for kind in CellKind)
-        raise ValueError(f"{name} is of the group {roi.group}: the groups are {groups}, or none")
-    return Shape(name, _rings(roi, name), CellKind(roi.group) if roi.group else None)
+        if roi.group not in {0, *CellKind}:
+            groups = ", ".join(f"{kind.value} {kind_name(kind)}" for kind in CellKind)
+            raise ValueError(f"its group is {roi.group}: the groups are {groups}, or none")
+        return Shape(name, _rings(roi), CellKind(roi.group) if roi.group else None)
+    except Exception as error:  # roifile reads without checks: damaged bytes raise anything
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _rings(roi: ImagejRoi, name: str) -> tuple[Floats, ...]:
+def _rings(roi: ImagejRoi) -> tuple[Floats, ...]:
     if roi.composite:
         try:
             return tuple(np.asarray(ring, np.float64) for ring in roi.coordinates(multi=True))
         except NotImplementedError as error:
             raise ValueError(
-                f"{name} has curved edges: save it as a mask instead (Edit > Selection > "
-                "Create Mask)"
+                "it has curved edges: save it as a mask instead (Edit > Selection > Create Mask)"
             ) from error
     if roi.roitype in {ROI_TYPE.RECT, ROI_TYPE.OVAL} and roi.subtype is not ROI_SUBTYPE.TEXT:
         left, top, right, bottom = map(float, (roi.left, roi.top, roi.right, roi.bottom))
@@ -144,5 +144,5 @@ def _rings(roi: ImagejRoi, name: str) -> tuple[Floats, ...]:
     if roi.roitype in _OUTLINED and roi.n_coordinates > 2:
         return (np.asarray(roi.coordinates(), np.float64),)
     raise ValueError(
-        f"{name} is a {roi.roitype.name.lower()} and no area: delete it, or draw around it"
+        f"it is a {roi.roitype.name.lower()} and no area: delete it, or draw around it"
     )

@@ -12,10 +12,11 @@ import tifffile
 
 from bcseg_batch.exchange.cells import ImageCells
 from bcseg_batch.segment.measure import label_dtype
-from bcseg_batch.store.encode import resolution_tags
 
 LABELS_ENDING = "_labels.tif"
 OBJECTS_ENDING = "_objects.csv"
+TABLE_ENDINGS = (OBJECTS_ENDING, "_cells.csv")
+"""Of the tables that `read_kinds` reads: an export's and a run's own."""
 
 # By the names that CellProfiler's ExportToSpreadsheet gives them; docs/outputs.md says what they
 # are. What CellProfiler does not measure keeps its own name.
@@ -63,13 +64,15 @@ def encode_label_image(
     Returns:
         uint16 (H, W), or uint32 where labels are above 65,535.
     """
+    resolution = None if pixel_size_um is None else (1e4 / pixel_size_um, 1e4 / pixel_size_um)
     packed = io.BytesIO()
     tifffile.imwrite(
         packed,
         labels.astype(label_dtype(int(labels.max(initial=0)))),
         compression="zlib",
         metadata=None,
-        **resolution_tags(pixel_size_um),
+        resolution=resolution,
+        resolutionunit="CENTIMETER" if resolution else None,
     )
     return packed.getvalue()
 
@@ -96,8 +99,8 @@ def encode_objects(cells: ImageCells) -> bytes:
     return text.getvalue().encode("utf-8", errors="backslashreplace")
 
 
-def read_objects(data: bytes) -> dict[int, str]:
-    """Read each cell's kind back from a table, ours of a run or that of `encode_objects`.
+def read_kinds(data: bytes) -> dict[int, str]:
+    """Read each cell's kind back from a table, that of a run or of `encode_objects`.
 
     Args:
         data: the CSV file.

@@ -61,7 +61,7 @@ def encode_geojson(cells: ImageCells, *, editable: bool = False) -> bytes:
     features = [
         {
             "type": "Feature",
-            "id": str(uuid.uuid5(_NAMESPACE, f"{cells.image}\n{label}")),
+            "id": str(uuid.uuid5(_NAMESPACE, f"{cells.image!a} {label}")),
             "geometry": _geometry(outlines[label]),
             "properties": {
                 "objectType": _object_type(kind, editable=editable),
@@ -125,7 +125,7 @@ def decode_geojson(data: bytes) -> list[Shape]:
             for number, feature in enumerate(_features(tree), 1)
             if (shape := _shape(feature, number)) is not None
         ]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"it is no GeoJSON of QuPath ({error!r})") from error
 
 

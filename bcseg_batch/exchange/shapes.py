@@ -93,6 +93,8 @@ def label_shapes(
     for number, shape in enumerate(shapes, 1):
         corners = np.concatenate(shape.rings)
         low, high = corners.min(axis=0), corners.max(axis=0)
+        if not np.isfinite([low, high]).all():
+            raise ValueError(f"{shape.name} has corners that are no numbers")
         if low.min() < -1 or high[0] > width + 1 or high[1] > height + 1:
             raise ValueError(
                 f"{shape.name} reaches to x {high[0]:.0f}, y {high[1]:.0f} (from {low[0]:.0f}, "

@@ -317,7 +317,7 @@ def _of_numbers(
     values = np.unique(numbers)
     listed = ", ".join(map(str, values[:6])) + (", ..." if values.size > 6 else "")
     is_mask = set(values.tolist()) <= {0, values[-1]} and values[-1] in {0, 1, 255, 65535}
-    if is_mask and kinds is None:  # a table says that they are labels, be there one alone
+    if is_mask and values[-1] not in (kinds or {}):  # in a table it is a label, be it the only one
         mask = numbers == 0 if inverted else numbers > 0
         return Correction(mask, notes=(f"mask of {listed}",))
     if inverted:
@@ -348,13 +348,14 @@ def _of_numbers(
 
 
 def _kinds_beside(file: Path) -> dict[int, CellKind] | None:
-    """Read which kind each label has from the table of objects that an export puts beside it."""
+    """Read which kind each label has from the table of a run or an export, if one lies beside."""
     stem = file.stem.removesuffix(Path(label_images.LABELS_ENDING).stem)
-    table = file.with_name(stem + label_images.OBJECTS_ENDING)
-    if not table.is_file():
+    tables = (file.with_name(stem + ending) for ending in label_images.TABLE_ENDINGS)
+    table = next((path for path in tables if path.is_file()), None)
+    if table is None:
         return None
     try:
-        return {n: kind_named(kind) for n, kind in label_images.read_objects(_bytes(table)).items()}
+        return {n: kind_named(kind) for n, kind in label_images.read_kinds(_bytes(table)).items()}
     except ValueError as error:
         raise ValueError(f"{table.name}: {error}") from error
 
