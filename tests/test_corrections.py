@@ -20,8 +20,8 @@ from bcseg_batch.exchange import imagej, label_images, qupath
 from bcseg_batch.exchange.cells import ImageCells
 from bcseg_training import cli
 from bcseg_training.check import check_dataset
-from bcseg_training.corrections import ImportReport, import_corrections
 from bcseg_training.evaluate import read_items
+from bcseg_training.import_corrections import ImportReport, import_corrections
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -109,7 +109,7 @@ def import_corrections_command(
     ] = False,
 ) -> None:
     """Add what was corrected in Fiji, napari or QuPath. Exit code 1 where a file is refused."""
-    from bcseg_training.corrections import import_corrections
+    from bcseg_training.import_corrections import import_corrections
 
     report = import_corrections(
         corrected,
