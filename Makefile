@@ -7,7 +7,7 @@ PYTEST := scratch=$$(mktemp -d) && $(BIN)/python -W error -m pytest --basetemp=$
 CLEAN_UP := && rm -rf $$scratch
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test slow lint types check bench clean
+.PHONY: demo test slow lint types docs check bench clean
 
 demo: .venv/installed
 	$(BIN)/bcseg-batch process-dir samples demo-out
@@ -25,11 +25,15 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The documentation as pages, in site/.
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
 types: .venv/installed-test
 	$(BIN)/mypy
 
 # What CI runs, but for the installation of system packages.
-check: test lint types slow
+check: test lint types docs slow
 
 # Long, on a machine that does nothing else; docs/performance.md says how to read it.
 bench: .venv/installed-bench
@@ -56,4 +60,4 @@ bench: .venv/installed-bench
 	@touch $@ .venv/installed
 
 clean:
-	rm -rf .venv demo-out bench-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv site demo-out bench-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

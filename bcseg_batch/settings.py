@@ -58,6 +58,7 @@ __all__ = [
     "Settings",
     "load_settings",
     "render_example",
+    "render_reference",
     "render_settings",
     "shaping_settings",
 ]
@@ -1002,9 +1003,42 @@ def render_example() -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _example_of(key: str) -> str:
-    field, note = _fields()[key], _note(key)
-    name = key.split(".")[1]
+def render_reference() -> str:
+    """Write `docs/settings.md`: a table for each section.
+
+    Returns:
+        The text, in Markdown, ending in a newline.
+    """
+    blocks = [
+        "# Settings",
+        (
+            "Each setting comes from a command-line flag, else from the environment, else from the "
+            f"settings file (TOML; `--settings FILE`, or `{_ENV_FILE}` in the environment), else "
+            "it has its default. A key that is not known is refused, and so is a value that is not "
+            "allowed. `bcseg-batch show-settings` prints what is in effect, and where each comes "
+            "from. In the environment lists are written as JSON. `settings.example.toml` holds the "
+            "same as a file to begin with."
+        ),
+    ]
+    for name, section in _sections():
+        blocks.append(f"## {name}")
+        blocks.append(cleandoc(section.__doc__ or ""))
+        blocks.extend(_reference_of(f"{name}.{key}") for key in section.model_fields)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _reference_of(key: str) -> str:
+    field = _fields()[key]
+    rows = [f"### {key}", "", field.description or "", ""]
+    if field.default is not None:
+        rows.append(f"- Default: `{_toml_value(field.default)}`")
+    rows += [f"- {fact}: {text}" for fact, text in _facts(key).items()]
+    return "\n".join(rows)
+
+
+def _facts(key: str) -> dict[str, str]:
+    """Say what there is to say of a key beside its meaning and its default."""
+    note = _note(key)
     facts = {
         "Unit": note.unit,
         "Allowed": _allowed(key),
@@ -1012,8 +1046,14 @@ def _example_of(key: str) -> str:
         "Environment": _environment_name(key),
         "Flag": note.flag,
     }
+    return {fact: text for fact, text in facts.items() if text}
+
+
+def _example_of(key: str) -> str:
+    field, note = _fields()[key], _note(key)
+    name = key.split(".")[1]
     lines = [_comment(field.description or "")]
-    lines += [_comment(f"{fact}: {text}") for fact, text in facts.items() if text]
+    lines += [_comment(f"{fact}: {text}") for fact, text in _facts(key).items()]
     if field.default is None:
         lines.append(f"# {name} = {_toml_value(note.example)}")
     else:

@@ -137,7 +137,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 
 def test_plain_items_are_the_originals(tmp_path: Path) -> None:
     """`Resize` and `ToTensor` on the image as RGB and on the mask as L."""
-    image, mask = blots(3, (90, 70))
+    image, mask = blots(3, (70, 90))
     write_pair(tmp_path, "a", image, mask)
     plain = transforms.Compose([transforms.Resize((64, 64)), transforms.ToTensor()])
     x, target, weight = held(tmp_path, "none")[0, 0]
