@@ -18,6 +18,7 @@ from test_exchange import cells_of
 from bcseg_batch.errors import UsageError
 from bcseg_batch.exchange import imagej, label_images, qupath
 from bcseg_batch.exchange.cells import ImageCells
+from bcseg_batch.store.encode import encode_labels
 from bcseg_training import cli
 from bcseg_training.check import check_dataset
 from bcseg_training.evaluate import read_items
@@ -106,7 +107,7 @@ def test_what_is_exported_comes_back_as_the_same_cells(bench: Bench, form: str) 
     elif form == "imagej":
         bench.write("a.zip", imagej.encode_rois(cells))
     else:
-        bench.write("a_labels.tif", label_images.encode_label_image(cells.labels))
+        bench.write("a_labels.tif", encode_labels(cells.labels))
         bench.write("a_objects.csv", label_images.encode_objects(cells))
     report = bench.run()
     assert not report.problems
@@ -420,7 +421,7 @@ def test_one_lone_platelet_is_no_mask(bench: Bench) -> None:
     alone = (labels == 3).astype(np.int32)
     row = {"label": "1", "kind": "platelet"}
     cells = ImageCells("a.png", alone, (row,))
-    bench.write("a_labels.tif", label_images.encode_label_image(cells.labels))
+    bench.write("a_labels.tif", encode_labels(cells.labels))
     bench.write("a_objects.csv", label_images.encode_objects(cells))
     assert bench.run(allow_empty=True).added
     assert not bench.mask().any()

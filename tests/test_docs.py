@@ -21,8 +21,8 @@ BIN = Path(sys.executable).parent
 PAGES = ("README.md", "docs/quickstart.md", "docs/training.md")
 """Pages whose commands are run one after the other, each page in a folder of its own."""
 
-# Commands that are shown in blocks of shell, or in a sentence, and are not run from the page: by how
-# they begin, and what tries them instead.
+# Commands in blocks of shell, which are not run from the page: how they begin, and what tries them
+# instead.
 TRIED_ELSEWHERE = {
     ".venv/bin/python -m pip install": "`make test` and `make demo` have installed by it",
     ".venv/bin/bcseg-batch run --settings": "tests/test_daemon.py runs it",
@@ -88,15 +88,14 @@ def test_no_command_is_shown_that_nothing_tries() -> None:
 
 def test_every_option_that_a_page_names_is_there() -> None:
     """What stands in a sentence is not run, but it has to exist."""
-    told = {"bcseg-batch": set(), "bcseg-train": set()}  # type: dict[str, set[tuple[str, str]]]
+    told: dict[str, set[tuple[str, str]]] = {"bcseg-batch": set(), "bcseg-train": set()}
     for page in documents():
         text = page.read_text(encoding="utf-8")
         for program, command, rest in re.findall(
             r"(bcseg-(?:batch|train)) ([a-z][a-z-]+)([^`\n]*)", text
         ):
-            told[program] |= {
-                (command, option) for option in re.findall(r"--[a-z][a-z0-9-]+", rest)
-            }
+            options = re.findall(r"--[a-z][a-z0-9-]+", rest)
+            told[program] |= {(command, option) for option in options}
             told[program].add((command, "--help"))
     for program, names in told.items():
         known = options_of(program)
@@ -152,7 +151,7 @@ def test_the_site_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not fetched.findall(text), page.name
-        for target in re.findall(r"""(?:src|href)=["']([^"'#:]+)""", text):
+        for target in re.findall(r"""(?:src|href)=["']([^"'#:]+)["'#]""", text):
             assert target.startswith("/") or (page.parent / target).exists(), (page.name, target)
     for sheet in (tmp_path / "site").rglob("*.css"):
         assert not re.findall(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8"))

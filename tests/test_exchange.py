@@ -32,6 +32,8 @@ from bcseg_batch.exchange.shapes import Shape, ellipse, fill, label_shapes
 from bcseg_batch.segment.cells import CellKind, Cells
 from bcseg_batch.segment.measure import measure_cells
 from bcseg_batch.store.cell_table import encode_cells
+from bcseg_batch.store.encode import encode_labels
+from bcseg_batch.store.tags import Tags
 
 Labels = npt.NDArray[np.int32]
 
@@ -414,7 +416,7 @@ def test_ids_follow_from_the_names_alone(tmp_path: Path) -> None:
 def test_label_images_are_read_by_all_libraries(tmp_path: Path) -> None:
     labels = a_few_cells()
     path = tmp_path / "a_labels.tif"
-    path.write_bytes(label_images.encode_label_image(labels, pixel_size_um=0.25))
+    path.write_bytes(encode_labels(labels, Tags(0.25)))
     with tifffile.TiffFile(path) as tiff:  # as ilastik does: one series with known axes
         assert len(tiff.series) == 1
         assert tiff.series[0].axes == "YX"
@@ -439,7 +441,7 @@ def test_label_images_are_read_by_all_libraries(tmp_path: Path) -> None:
 
 def test_more_cells_than_16_bits_number_take_32() -> None:
     labels = np.arange(270 * 270, dtype=np.int32).reshape(270, 270)
-    data = label_images.encode_label_image(labels)
+    data = encode_labels(labels)
     back = tifffile.imread(io.BytesIO(data))
     assert back.dtype == np.uint32
     np.testing.assert_array_equal(back, labels)
@@ -475,5 +477,5 @@ def test_an_image_without_cells_is_exported_all_the_same(tmp_path: Path) -> None
     assert qupath.decode_geojson(qupath.encode_geojson(cells)) == []
     assert imagej.decode_rois(imagej.encode_rois(cells)) == []
     assert loaded(coco_of(cells), tmp_path).anns == {}
-    assert not tifffile.imread(io.BytesIO(label_images.encode_label_image(cells.labels))).any()
+    assert not tifffile.imread(io.BytesIO(encode_labels(cells.labels))).any()
     assert label_images.encode_objects(cells).count(b"\n") == 1

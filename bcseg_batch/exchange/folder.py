@@ -13,9 +13,11 @@ from bcseg_batch.errors import ImageError, OutputError
 from bcseg_batch.exchange import coco, imagej, label_images, qupath
 from bcseg_batch.exchange.cells import ImageCells
 from bcseg_batch.items import Outcome, Status
+from bcseg_batch.store.encode import encode_labels
 from bcseg_batch.store.names import name_of_mask
 from bcseg_batch.store.outputs import whole_file, write_whole
 from bcseg_batch.store.read_back import read_cells, read_labels, read_outcomes
+from bcseg_batch.store.tags import Tags
 
 EXPORTS_FOLDER = "exports"
 
@@ -125,7 +127,7 @@ def _files(
         yield named(imagej.SUFFIX), imagej.encode_rois(cells)
     else:
         yield named(label_images.OBJECTS_ENDING), label_images.encode_objects(cells)
-        data = label_images.encode_label_image(cells.labels, pixel_size_um=cells.pixel_size_um)
+        data = encode_labels(cells.labels, Tags(cells.pixel_size_um))
         yield named(label_images.LABELS_ENDING), data
 
 

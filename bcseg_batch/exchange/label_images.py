@@ -1,17 +1,11 @@
-"""Cells as a label image and a table that CellProfiler and ilastik take."""
+"""The table beside a label image that CellProfiler takes; the image is `store.encode`'s."""
 
 from __future__ import annotations
 
 import csv
 import io
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import tifffile
 
 from bcseg_batch.exchange.cells import ImageCells
-from bcseg_batch.segment.measure import label_dtype
 
 LABELS_ENDING = "_labels.tif"
 OBJECTS_ENDING = "_objects.csv"
@@ -46,35 +40,6 @@ _COLUMNS = {
 }
 # CellProfiler's intensities go from 0 to 1.
 _INTENSITIES = ("mean_intensity-0", "mean_intensity-1", "mean_intensity-2")
-
-
-def encode_label_image(
-    labels: npt.NDArray[np.integer[Any]], *, pixel_size_um: float | None = None
-) -> bytes:
-    """Write labels as the plainest compressed TIFF.
-
-    One page in strips, Deflate without a predictor: libtiff, Bio-Formats (CellProfiler), ImageJ and
-    tifffile without imagecodecs (ilastik, CellProfiler's other reader) all have it built in, which
-    is true neither of LZW nor of the predictor: ImageJ 1.53 passes over that and shows stripes.
-
-    Args:
-        labels: integers (H, W), 0 background.
-        pixel_size_um: side of a pixel, for the resolution tags.
-
-    Returns:
-        uint16 (H, W), or uint32 where labels are above 65,535.
-    """
-    resolution = None if pixel_size_um is None else (1e4 / pixel_size_um, 1e4 / pixel_size_um)
-    packed = io.BytesIO()
-    tifffile.imwrite(
-        packed,
-        labels.astype(label_dtype(int(labels.max(initial=0)))),
-        compression="zlib",
-        metadata=None,
-        resolution=resolution,
-        resolutionunit="CENTIMETER" if resolution else None,
-    )
-    return packed.getvalue()
 
 
 def encode_objects(cells: ImageCells) -> bytes:

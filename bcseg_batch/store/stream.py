@@ -315,10 +315,7 @@ class LabelTiffWriter(TiledTiffWriter):
         super().__init__(file, shape_hw, (), np.dtype(dtype).newbyteorder("<"), tags)
 
     def _pack(self, tile: npt.NDArray[np.generic]) -> bytes:
-        # The difference to the pixel on the left, modulo 2^16 or 2^32: mostly zeros.
-        differences = np.array(tile)
-        differences[:, 1:] -= tile[:, :-1]
-        return zlib.compress(differences.tobytes(), _ZLIB_LEVEL)
+        return zlib.compress(np.ascontiguousarray(tile).tobytes(), _ZLIB_LEVEL)
 
     def _tags(self) -> dict[int, tuple[str, tuple[int, ...] | bytes]]:
         return {
@@ -326,7 +323,6 @@ class LabelTiffWriter(TiledTiffWriter):
             259: ("H", (8,)),  # zlib
             262: ("H", (1,)),  # 0 is black
             277: ("H", (1,)),
-            317: ("H", (2,)),  # horizontal differences
             339: ("H", (1,)),  # unsigned
         }
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bcseg_batch.errors import ImageError, UsageError
-from bcseg_batch.exchange import label_images
-from bcseg_batch.store.encode import encode_png
+from bcseg_batch.store.encode import encode_labels, encode_png
 from bcseg_batch.store.images import SUFFIXES, decode_image
 from bcseg_batch.store.outputs import output_error, write_whole
 from bcseg_training.corrections import CORRECTION_SUFFIXES, Correction, read_bytes, read_correction
@@ -248,7 +247,7 @@ class _DataSet:
         files: dict[Path, bytes] = {}
         if correction.labels is not None:
             labels, kinds = self._folder / "labels", self._folder / "kinds"
-            files[labels / f"{stem}.tif"] = label_images.encode_label_image(correction.labels)
+            files[labels / f"{stem}.tif"] = encode_labels(correction.labels)
             files[kinds / f"{stem}.csv"] = encode_kinds(correction.kinds)
         mask = np.where(correction.mask, np.uint8(255), np.uint8(0))
         files[self._folder / "mask" / f"{stem}.png"] = encode_png(mask)
