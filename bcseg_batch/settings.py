@@ -53,6 +53,7 @@ __all__ = [
     "Note",
     "OutputSettings",
     "ProcessingSettings",
+    "ReportSettings",
     "Section",
     "ServiceSettings",
     "Settings",
@@ -116,6 +117,16 @@ def _normalise_suffix(text: str) -> str:
     if not re.fullmatch(r"\.[a-z0-9_-]+", suffix):
         raise ValueError(f"{_shown(text)} is not a single suffix")
     return suffix
+
+
+def _grouping(text: str) -> str:
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if "group" not in groups:
+        raise ValueError("no part of it is named group, as in (?P<group>...)")
+    return text
 
 
 def _drop_repeated(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -367,6 +378,52 @@ class OutputSettings(Section):
     ] = (255, 220, 0)
 
 
+class ReportSettings(Section):
+    """Pages about the results for a browser, in OUTPUT/report (extra `report`)."""
+
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Make them at the end of process-dir, and by the daemon now and then. "
+            "`bcseg-batch report OUTPUT` makes them at any time."
+        ),
+        Note(flag="--report/--no-report"),
+    ] = False
+    refresh_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=86400,
+            description="How long the daemon waits before it takes new results up; longer where "
+            "that takes long.",
+        ),
+        Note(unit="seconds"),
+    ] = 60.0
+    group_pattern: Annotated[
+        str | None,
+        AfterValidator(lambda text: text and _grouping(text)),
+        Field(
+            description="Regular expression that finds in an image's name (the path below the "
+            "input folder) what it belongs to: a slide, a patient. The part named `group` counts."
+        ),
+        Note(
+            flag="--group-pattern",
+            allowed="a regular expression with a part (?P<group>...)",
+            absent="no totals by group",
+            example="(?P<group>[^/_]+)_",
+        ),
+    ] = None
+    min_cells: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Red and white cells that are enough for a group. Chance alone makes a "
+            "count of n vary by a share of 1/sqrt(n): 7 % at 200.",
+        ),
+        Note(unit="cells", flag="--min-cells"),
+    ] = 200
+
+
 class FolderSettings(Section):
     """Where the daemon reads, writes and remembers; process-dir takes its folders as arguments."""
 
@@ -549,6 +606,7 @@ class Settings(Section):
     processing: ProcessingSettings = ProcessingSettings()
     images: ImageSettings = ImageSettings()
     outputs: OutputSettings = OutputSettings()
+    report: ReportSettings = ReportSettings()
     folders: FolderSettings = FolderSettings()
     intake: IntakeSettings = IntakeSettings()
     service: ServiceSettings = ServiceSettings()
