@@ -117,13 +117,16 @@ def page_facts(folder: Path, outcome: Outcome) -> dict[str, Any]:
     )
     if not is_done:
         remarks.append(_HAS_NO_PICTURE)
-    elif outcome.preview is None:
-        remarks.append(
-            "The run wrote no preview of the photograph, so that the composite stands alone: "
-            "`--previews` writes them."
-        )
+    else:
+        if outcome.preview is None:
+            remarks.append(
+                "There is no photograph to compare with: the run wrote no preview of it, which the "
+                "setting outputs.previews changes."
+            )
+        if outcome.composite is None:
+            remarks.append("The run wrote no composite.")
     rows = _cells(folder, outcome, remarks) if is_done else []
-    shape_hw, traces = _traces(folder, outcome, rows, remarks) if is_done else (None, [])
+    shape_hw, traces = _traces(folder, outcome, rows, remarks) if is_done else ((1, 1), [])
     return {
         "outcome": outcome,
         "key": page_key(outcome.image),
@@ -173,11 +176,9 @@ def _cells(folder: Path, outcome: Outcome, remarks: list[str]) -> list[dict[str,
 
 def _traces(
     folder: Path, outcome: Outcome, rows: list[dict[str, str]], remarks: list[str]
-) -> tuple[tuple[int, int] | None, list[Trace]]:
+) -> tuple[tuple[int, int], list[Trace]]:
     """Give the shape in which outlines are drawn, and these; say where they come from."""
-    if outcome.width_px is None or outcome.height_px is None:
-        return None, []
-    full_hw = outcome.height_px, outcome.width_px
+    full_hw = outcome.height_px or 1, outcome.width_px or 1
     shape_hw = fit_within(full_hw, _SHOWN_PX)
     if full_hw[0] * full_hw[1] > _LARGE_PIXELS:
         remarks.append("The image is too large for outlines to be drawn here.")

@@ -6,14 +6,16 @@ import io
 import re
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Colours that nothing else has; the page's own take their place.
 _INK, _BARS = "#010203", "#040506"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.spines.right": False,
@@ -47,7 +49,8 @@ def histogram(values: Sequence[float], *, label: str, unit: str = "") -> Markup:
         axes.hist(values, bins=_BINS, color=_BARS)
         axes.set_xlabel(f"{label}, {unit}" if unit else label)
         axes.set_ylabel("images")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return Markup(_for_a_page(text.getvalue(), _in_words(values, label, unit)))  # noqa: S704 - SVG made here; the words are escaped

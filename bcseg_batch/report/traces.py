@@ -45,7 +45,8 @@ def shrink_labels(labels: Labels, shape_hw: tuple[int, int]) -> Labels:
         ((np.arange(new) + 0.5) * old / new).astype(np.int64)
         for old, new in zip(labels.shape, shape_hw, strict=True)
     )
-    return labels[rows[:, np.newaxis], columns]
+    small: Labels = labels[rows[:, np.newaxis], columns]
+    return small
 
 
 def trace_labels(labels: Labels, rows: Sequence[Mapping[str, str]]) -> list[Trace]:
