@@ -1,6 +1,6 @@
 """What the report of many images costs to make, to refresh and to open, beside that of few.
 
-    python benchmarks/report.py [--images 100 10000] [--json FILE] [--folder DIR]
+    python benchmarks/report.py [--images 100 10000] [--no-outlines] [--json FILE] [--folder DIR]
 
 The samples go through the shipped model; their files stand for all images, under other names (hard
 links), so that pictures, outlines and tables are real. A report is made, refreshed with nothing
@@ -134,12 +134,17 @@ def measure(count: int, samples: list[Outcome], source: Path, folder: Path) -> d
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 10_000])
+    parser.add_argument(
+        "--no-outlines", action="store_true", help="trace none, which takes longest"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--folder", type=Path, help="work there, on the disk that is meant")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="bcseg-report-", dir=options.folder))
     try:
         samples = process_samples(root / "samples")
+        if options.no_outlines:
+            samples = [replace(outcome, mask=None, labels=None) for outcome in samples]
         rows = [
             measure(count, samples, root / "samples", root / str(count))
             for count in sorted(options.images)
