@@ -10,9 +10,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test slow lint types docs check bench clean
 
 demo: .venv/installed
-	$(BIN)/bcseg-batch process-dir samples demo-out
+	$(BIN)/bcseg-batch process-dir samples demo-out --report
 	@echo
-	@echo "Open the pictures in demo-out/composites, and the masks in demo-out/masks."
+	@echo "Open demo-out/report/index.html in a browser; the pictures are in demo-out/composites."
 
 test: .venv/installed-test
 	$(PYTEST) -m "not slow" $(CLEAN_UP)
@@ -48,7 +48,7 @@ bench: .venv/installed-bench
 	@touch $@
 
 .venv/installed: .venv/python pyproject.toml
-	$(PIP) --editable .
+	$(PIP) --editable '.[openvino,report,show]'
 	@touch $@
 
 .venv/installed-test: .venv/python pyproject.toml

@@ -14,6 +14,7 @@ from bcseg_batch.command_line import new_app, run
 
 # Everything heavy is imported where it is used, so that --help is there at once.
 if TYPE_CHECKING:
+    from bcseg_batch.report.build import Report
     from bcseg_batch.service.process_dir import Summary
     from bcseg_batch.settings import LoadedSettings
 
@@ -31,6 +32,7 @@ _RESULTS = (
     "cells.csv",
     "results.csv",
     "results.jsonl",
+    "report",
 )
 
 
@@ -131,6 +133,10 @@ def process_dir_command(
         float | None,
         typer.Option("--pixel-size-um", metavar="UM", help="Side of a pixel, micrometres."),
     ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option("--report/--no-report", help="Make pages of the results. [default: no]"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do again what is done already.")
     ] = False,
@@ -159,6 +165,7 @@ def process_dir_command(
             "outputs.probability": probability,
             "processing.batch_size": batch_size,
             "processing.workers": workers,
+            "report.enabled": report,
         },
     )
     summary, code = _process_dir(loaded, source, output, overwrite=overwrite)
@@ -184,6 +191,10 @@ def _process_dir(
     console = Console(stderr=True)
     log_to_terminal(console)
     check_folders(source, output)  # before the seconds that torch and the model take
+    if loaded.settings.report.enabled:
+        from bcseg_batch.report import check_report_installed
+
+        check_report_installed()
 
     from bcseg_batch.service.build import build_engine
     from bcseg_batch.service.process_dir import process_dir
@@ -209,7 +220,25 @@ def _process_dir(
         )
     if stop.requested:
         return summary, stop.exit_code
+    if loaded.settings.report.enabled:
+        _report(loaded, output)
     return summary, 0 if summary.is_whole else 1
+
+
+def _report(loaded: "LoadedSettings", output: Path) -> "Report":
+    from loguru import logger
+
+    from bcseg_batch.report import check_report_installed
+
+    check_report_installed()
+    from bcseg_batch.report.build import ReportOptions, build_report
+
+    settings = loaded.settings.report
+    logger.info("making the report")
+    return build_report(
+        output,
+        ReportOptions(group_pattern=settings.group_pattern, min_cells=settings.min_cells),
+    )
 
 
 def _summary_json(summary: "Summary", output: Path) -> dict[str, Any]:
@@ -297,6 +326,42 @@ def export_command(
         which = "no image is recorded there" if images is None else f"no image is like {images}"
         typer.echo(f"nothing to export: {printable(which)}")
     raise typer.Exit(0 if summary.exported and not summary.problems else 1)
+
+
+@app.command("report")
+def report_command(
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT",
+            help="Folder that process-dir or the daemon has written to.",
+            show_default=False,
+        ),
+    ],
+    group_pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Totals by this part of the names: '(?P<group>[^/_]+)_'."
+        ),
+    ] = None,
+    min_cells: Annotated[
+        int | None, typer.Option(metavar="N", help="Cells that are enough for a group.")
+    ] = None,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Make or refresh the pages about an output folder; a browser opens them without a server."""
+    from rich.console import Console
+
+    from bcseg_batch.service.log import log_to_terminal
+    from bcseg_batch.settings import load_settings
+    from bcseg_batch.text import printable
+
+    log_to_terminal(Console(stderr=True))
+    loaded = load_settings(
+        settings_file, {"report.group_pattern": group_pattern, "report.min_cells": min_cells}
+    )
+    made = _report(loaded, output)
+    typer.echo(f"{made.images} images, {made.drawn} of them drawn: {printable(str(made.index))}")
 
 
 @app.command("show-settings")

@@ -53,6 +53,7 @@ __all__ = [
     "Note",
     "OutputSettings",
     "ProcessingSettings",
+    "ReportSettings",
     "Section",
     "ServiceSettings",
     "Settings",
@@ -61,6 +62,7 @@ __all__ = [
     "render_reference",
     "render_settings",
     "shaping_settings",
+    "written_outputs",
 ]
 
 _ENV_PREFIX = "BCSEG_"
@@ -117,6 +119,16 @@ def _normalise_suffix(text: str) -> str:
     if not re.fullmatch(r"\.[a-z0-9_-]+", suffix):
         raise ValueError(f"{_shown(text)} is not a single suffix")
     return suffix
+
+
+def _grouping(text: str) -> str:
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if "group" not in groups:
+        raise ValueError("no part of it is named group, as in (?P<group>...)")
+    return text
 
 
 def _drop_repeated(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -368,6 +380,52 @@ class OutputSettings(Section):
     ] = (255, 220, 0)
 
 
+class ReportSettings(Section):
+    """Pages about the results for a browser, in OUTPUT/report (extra `report`)."""
+
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Make them at the end of process-dir, and by the daemon now and then. "
+            "`bcseg-batch report OUTPUT` makes them at any time."
+        ),
+        Note(flag="--report/--no-report"),
+    ] = False
+    refresh_s: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=86400,
+            description="How long the daemon waits before it takes new results up; longer where "
+            "that takes long.",
+        ),
+        Note(unit="seconds"),
+    ] = 60.0
+    group_pattern: Annotated[
+        str | None,
+        AfterValidator(lambda text: text and _grouping(text)),
+        Field(
+            description="Regular expression that finds in an image's name (the path below the "
+            "input folder) what it belongs to: a slide, a patient. The part named `group` counts."
+        ),
+        Note(
+            flag="--group-pattern",
+            allowed="a regular expression with a part (?P<group>...)",
+            absent="no totals by group",
+            example="(?P<group>[^/_]+)_",
+        ),
+    ] = None
+    min_cells: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Red and white cells that are enough for a group. Chance alone makes a "
+            "count of n vary by a share of 1/sqrt(n): 7 % at 200.",
+        ),
+        Note(unit="cells", flag="--min-cells"),
+    ] = 200
+
+
 class FolderSettings(Section):
     """Where the daemon reads, writes and remembers; process-dir takes its folders as arguments."""
 
@@ -550,6 +608,7 @@ class Settings(Section):
     processing: ProcessingSettings = ProcessingSettings()
     images: ImageSettings = ImageSettings()
     outputs: OutputSettings = OutputSettings()
+    report: ReportSettings = ReportSettings()
     folders: FolderSettings = FolderSettings()
     intake: IntakeSettings = IntakeSettings()
     service: ServiceSettings = ServiceSettings()
@@ -571,13 +630,26 @@ class LoadedSettings:
     sources: Mapping[str, str]
 
 
+def written_outputs(settings: Settings) -> OutputSettings:
+    """Give the outputs that are written: those asked for, and those that the report shows.
+
+    Args:
+        settings: the effective settings.
+    """
+    outputs = settings.outputs
+    if not settings.report.enabled:
+        return outputs
+    # Without the first there is nothing to compare with, without the second no cell to point at.
+    return outputs.model_copy(update={"previews": True, "labels": outputs.cells})
+
+
 def shaping_settings(settings: Settings) -> dict[str, Any]:
     """Give the settings that shape the outputs' content: where they differ, an image is redone.
 
     In: `model.threshold` moves the outline of every mask, and so, by a pixel here and there, does a
     `model.dtype` or `model.backend` that is asked for by name; `images.page` chooses the picture,
     `images.tiling` how it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the
-    files themselves. What only shapes a picture that is not written does not count.
+    files themselves, and `report.enabled` asks for some of them. What only shapes a picture that is not written does not count.
 
     Out: `model.file`, because the record has the model's own hash. `model.device` and
     `processing.*`, because they must not change the result beyond rounding; the record names
@@ -591,7 +663,7 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     Returns:
         Key (`section.key`) to a value that `json.dumps` takes.
     """
-    outputs = settings.outputs
+    outputs = written_outputs(settings)
     in_colour = outputs.composite or outputs.outlines
     is_jpeg = (in_colour and outputs.composite_format == "jpg") or outputs.previews
     backend = settings.model.backend

@@ -94,6 +94,13 @@ def test_a_room_imports_only_plain_things_and_itself(room: str) -> None:
             assert not strangers, name
 
 
+def test_the_report_imports_no_service() -> None:
+    may = {*PLAIN, "bcseg_batch.report", "bcseg_batch.segment", "bcseg_batch.store"}
+    for name, path in BATCH.items():
+        if within(name, {"bcseg_batch.report"}):
+            assert not {i for i in ours(path) if not within(i, may)}, name
+
+
 def test_the_plain_modules_import_nothing_of_ours() -> None:
     for name in PLAIN | {"bcseg_batch.allocator"}:
         assert not ours(BATCH[name]), name
@@ -130,7 +137,7 @@ def test_the_training_uses_only_what_it_may_of_the_product() -> None:
         assert not strangers, name
 
 
-@pytest.mark.parametrize("room", ["intake", "store"])
+@pytest.mark.parametrize("room", ["intake", "store", "report"])
 def test_files_are_handled_without_torch(room: str) -> None:
     for name, path in BATCH.items():
         if within(name, {f"bcseg_batch.{room}"}):
@@ -139,7 +146,9 @@ def test_files_are_handled_without_torch(room: str) -> None:
 
 def test_threads_and_signals_live_in_the_service_alone() -> None:
     for name, path in BATCH.items():
-        if within(name, {f"bcseg_batch.{room}" for room in ("segment", "intake", "store")}):
+        if within(
+            name, {f"bcseg_batch.{room}" for room in ("segment", "intake", "store", "report")}
+        ):
             found = [i for i in imports(path) if within(i, {"signal", "concurrent", "queue"})]
             assert not found, name
 

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
-PAGES = ("README.md", "docs/quickstart.md", "docs/training.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("quickstart", "report", "exports", "corrections", "training")),
+)
 """Pages whose commands are run one after the other, each page in a folder of its own."""
 
 # Commands in blocks of shell, which are not run from the page: how they begin, and what tries them
@@ -44,7 +47,7 @@ def code_blocks(text: str) -> list[tuple[str, list[str]]]:
 def shown_commands(text: str) -> list[str]:
     """Give the lines that call our programs in code blocks that name no language."""
     lines = [line for language, block in code_blocks(text) if not language for line in block]
-    return [line for line in lines if line.startswith(".venv/bin/bcseg-")]
+    return [line for line in lines if line.startswith((".venv/bin/bcseg-", "mkdir ", "cp "))]
 
 
 @pytest.mark.slow
@@ -52,12 +55,13 @@ def shown_commands(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_works_in_order(tmp_path: Path, page: str) -> None:
     commands = shown_commands((ROOT / page).read_text(encoding="utf-8"))
-    assert len(commands) >= 4
+    assert len(commands) >= 2
     shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    shutil.copytree(ROOT / "bcseg_batch/weights", tmp_path / "bcseg_batch/weights")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BCSEG_")}
     for command in commands:
         program, *arguments = shlex.split(command)
-        program = str(BIN / Path(program).name)
+        program = str(BIN / Path(program).name) if "/" in program else program
         done = subprocess.run(
             [program, *arguments],
             cwd=tmp_path,

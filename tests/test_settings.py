@@ -55,6 +55,10 @@ VALUES: dict[str, tuple[Any, Any, Any]] = {
     "outputs.composite_quality": (1, 50, 100),
     "outputs.colour": ([0, 0, 0], [255, 255, 255], [1, 2, 3]),
     "outputs.alpha": (0.0, 0.5, 1.0),
+    "report.enabled": (True, True, True),
+    "report.refresh_s": (1.0, 30.0, 86400.0),
+    "report.group_pattern": ("(?P<group>a)", "(?P<group>[^/]+)/", "(?P<group>.)"),
+    "report.min_cells": (1, 100, 100_000),
     "folders.input": ("/in/a", "/in/b", "/in/c"),
     "folders.output": ("/out/a", "/out/b", "/out/c"),
     "folders.state": ("/state/a", "/state/b", "/state/c"),
@@ -93,6 +97,9 @@ FLAGS = {
     "outputs.outlines": "--outlines/--no-outlines",
     "outputs.probability": "--probability/--no-probability",
     "outputs.composite": "--composite/--no-composite",
+    "report.enabled": "--report/--no-report",
+    "report.group_pattern": "--group-pattern",
+    "report.min_cells": "--min-cells",
     "folders.input": "--input",
     "folders.output": "--output",
     "folders.state": "--state-dir",
@@ -573,6 +580,7 @@ def test_exactly_the_settings_that_shape_the_outputs_count() -> None:
         "outputs.composite_quality",
         "outputs.colour",
         "outputs.alpha",
+        "report.enabled",
     }
     json.dumps(before)
 

@@ -16,7 +16,7 @@ from bcseg_batch.segment.placement import AnyPredictor, Placement, available_cor
 from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.backend import open_network
 from bcseg_batch.service.pipeline import PipelineOptions
-from bcseg_batch.settings import Settings, shaping_settings
+from bcseg_batch.settings import Settings, shaping_settings, written_outputs
 from bcseg_batch.store.parquet import check_parquet
 
 SHIPPED_MODEL = Path(bcseg_batch.weights.__file__).with_name("default.safetensors")
@@ -75,6 +75,7 @@ def build_engine(settings: Settings) -> Engine:
     )
     spec, predictors = network.spec, network.predictors
     devices = {predictor.placement.device: predictor.placement for predictor in predictors}
+    outputs = written_outputs(settings)
     shaping = json.dumps(shaping_settings(settings), sort_keys=True)
     options = PipelineOptions(
         threshold=spec.threshold if settings.model.threshold is None else settings.model.threshold,
@@ -86,20 +87,20 @@ def build_engine(settings: Settings) -> Engine:
         page=settings.images.page,
         pixel_size_um=settings.images.pixel_size_um,
         class_names=spec.class_names,
-        cells=settings.outputs.cells,
-        labels=settings.outputs.labels,
-        outlines=settings.outputs.outlines,
-        outline_colour=settings.outputs.outline_colour,
-        probability=settings.outputs.probability,
-        previews=settings.outputs.previews,
-        parquet=settings.outputs.parquet,
-        composite=settings.outputs.composite,
+        cells=outputs.cells,
+        labels=outputs.labels,
+        outlines=outputs.outlines,
+        outline_colour=outputs.outline_colour,
+        probability=outputs.probability,
+        previews=outputs.previews,
+        parquet=outputs.parquet,
+        composite=outputs.composite,
         tiling=settings.images.tiling == "auto",
         statistics=spec.training_statistics,
-        composite_format=settings.outputs.composite_format,
-        composite_quality=settings.outputs.composite_quality,
-        colour=settings.outputs.colour,
-        alpha=settings.outputs.alpha,
+        composite_format=outputs.composite_format,
+        composite_quality=outputs.composite_quality,
+        colour=outputs.colour,
+        alpha=outputs.alpha,
         model_sha256=network.sha256,
         settings_sha256=hashlib.sha256(shaping.encode()).hexdigest(),
     )

@@ -32,6 +32,7 @@ from bcseg_batch.service.intake import Intake
 from bcseg_batch.service.metrics import Metrics, NoMetrics
 from bcseg_batch.service.notify import Notifier
 from bcseg_batch.service.pipeline import Interrupted, Pipeline
+from bcseg_batch.service.reporting import NoReporter, Reporter
 from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
 from bcseg_batch.service.tables import write_tables
@@ -52,6 +53,7 @@ _TABLE_DELAY_S = 5.0
 # A table of a million rows takes seconds to write: this share of the time at most goes into it.
 _TABLE_SHARE = 0.02
 _TABLES_AT_STOP_S = 5.0
+_REPORT_AT_STOP_S = 5.0
 _LONGEST_BACKOFF_S = 60.0
 _EXPORT_AT_ONCE = 1000
 _DISPOSE_AT_ONCE = 100
@@ -174,6 +176,7 @@ class Daemon:
         self._lock = take_lock(self._folders.state / LOCK_NAME, "state folder")
         self._engine = build_engine(settings)
         self._metrics: Metrics | NoMetrics = NoMetrics()
+        self._reporter: Reporter | NoReporter = NoReporter()
         self._state = "starting"
         self._troubles: dict[str, str] = {}
         self._started_at = _now()
@@ -212,6 +215,7 @@ class Daemon:
             self._table_due_s = time.monotonic() + _TABLE_DELAY_S
             self._intake = self._make_intake()
             self._metrics = self._make_metrics()
+            self._reporter = self._make_reporter()
             logger.info("{}", self._engine.description)
             try:
                 while not self._ending:
@@ -448,6 +452,7 @@ class Daemon:
         if self._table_due_s is None:
             self._table_due_s = max(self._busy_s + _TABLE_DELAY_S, self._no_table_before_s)
         self._export()
+        self._reporter.want()
         self._dispose()
 
     def _tell(self, outcome: Outcome) -> None:
@@ -582,6 +587,8 @@ class Daemon:
             self._settings, self._engine = settings, engine
             self._intake.stop()
             self._intake = self._make_intake()
+            self._reporter.finish(timeout_s=0.0)
+            self._reporter = self._make_reporter()
             placement = engine.placement
             self._metrics.describe(engine.model_name, engine.options.model_sha256, placement.device)
             logger.info("reloaded: {}", engine.description)
@@ -602,6 +609,8 @@ class Daemon:
             self._write_status()
         except OutputError as error:
             logger.error("{}", error)
+        finally:
+            self._reporter.finish(timeout_s=_REPORT_AT_STOP_S)
 
     # -- telling ----------------------------------------------------------------------------------
 
@@ -756,6 +765,17 @@ class Daemon:
             settle_s=settings.intake.settle_s,
             rescan_interval_s=settings.intake.rescan_interval_s,
             poll_interval_s=settings.intake.poll_interval_s,
+        )
+
+    def _make_reporter(self) -> Reporter | NoReporter:
+        report = self._settings.report
+        if not report.enabled:
+            return NoReporter()
+        return Reporter(
+            self._folders.output,
+            group_pattern=report.group_pattern,
+            min_cells=report.min_cells,
+            refresh_s=report.refresh_s,
         )
 
     def _make_metrics(self) -> Metrics | NoMetrics:
