@@ -649,7 +649,8 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     In: `model.threshold` moves the outline of every mask, and so, by a pixel here and there, does a
     `model.dtype` or `model.backend` that is asked for by name; `images.page` chooses the picture,
     `images.tiling` how it is taken, `images.pixel_size_um` what is measured; `outputs.*` are the
-    files themselves, and `report.enabled` asks for some of them. What only shapes a picture that is not written does not count.
+    files themselves, and `report.enabled` asks for some of them. What only shapes a picture that is
+    not written does not count.
 
     Out: `model.file`, because the record has the model's own hash. `model.device` and
     `processing.*`, because they must not change the result beyond rounding; the record names
