@@ -191,10 +191,6 @@ def _process_dir(
     console = Console(stderr=True)
     log_to_terminal(console)
     check_folders(source, output)  # before the seconds that torch and the model take
-    if loaded.settings.report.enabled:
-        from bcseg_batch.report import check_report_installed
-
-        check_report_installed()
 
     from bcseg_batch.service.build import build_engine
     from bcseg_batch.service.process_dir import process_dir

@@ -33,7 +33,6 @@ from bcseg_batch.report.rows import COLUMNS, row_of, script_with
 from bcseg_batch.store.lock import take_lock
 from bcseg_batch.store.outputs import output_error, sync_folder, write_whole
 from bcseg_batch.store.read_back import read_outcomes
-from bcseg_batch.store.results import to_record
 from bcseg_batch.text import printable
 from bcseg_batch.version import __version__
 
@@ -266,9 +265,9 @@ def _read_state(path: Path) -> dict[str, _Drawn]:
 
 def _fingerprint(folder: Path, outcome: Outcome) -> str:
     """Tell two states of an image's page apart: by record, files that are there, and version."""
-    record = json.dumps(to_record(outcome), sort_keys=True)
     files = [(folder / path).is_file() for path in outcome.outputs]
-    return hashlib.sha256(f"{_recipe()}{record}{files}".encode()).hexdigest()[:16]
+    content = f"{_recipe()}{outcome!r}{files}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 import bcseg_batch.weights
 from bcseg_batch.allocator import keep_freed_memory
 from bcseg_batch.errors import SettingsError
+from bcseg_batch.report import check_report_installed
 from bcseg_batch.segment.placement import AnyPredictor, Placement, available_cores
 from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.backend import open_network
@@ -65,6 +66,8 @@ def build_engine(settings: Settings) -> Engine:
             )
     if settings.outputs.parquet:
         check_parquet()
+    if settings.report.enabled:
+        check_report_installed()
     keep_freed_memory()
     path = settings.model.file or SHIPPED_MODEL
     network = open_network(

@@ -9,7 +9,6 @@ from pathlib import Path
 from loguru import logger
 
 from bcseg_batch.errors import BcsegError
-from bcseg_batch.report import check_report_installed
 
 # The most of the time that goes into the report, where one takes long.
 _SHARE = 0.1
@@ -38,15 +37,11 @@ class Reporter:
         group_pattern: as in `ReportOptions`.
         min_cells: likewise.
         refresh_s: the time between two reports; longer where one takes long.
-
-    Raises:
-        SettingsError: what the report is made with is not installed.
     """
 
     def __init__(
         self, folder: Path, *, group_pattern: str | None, min_cells: int, refresh_s: float
     ) -> None:
-        check_report_installed()
         self._folder = folder
         self._group_pattern = group_pattern
         self._min_cells = min_cells
