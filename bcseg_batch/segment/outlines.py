@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,34 +29,20 @@ class Polygon:
     holes: tuple[Points, ...] = ()
 
 
-def cell_outlines(labels: npt.NDArray[np.integer]) -> dict[int, list[Polygon]]:
+def cell_outlines(labels: npt.NDArray[np.integer[Any]]) -> dict[int, list[Polygon]]:
     """Trace the outlines of all cells.
 
     Args:
         labels: integers (H, W), 0 background.
 
     Returns:
-        For each label that occurs, in ascending order, its polygons: one, unless it is in parts
-        that touch by corners at most.
+        For each label that occurs, in ascending order, its polygons, from top to bottom by their
+        first corners: one, unless it is in parts that touch by corners at most.
     """
-    found: dict[int, list[Polygon]] = {}
-    for label, top, left, bottom, right in _boxes(labels):
-        inside = labels[top:bottom, left:right] == label
-        found[label] = outline(inside, (left, top))
-    return found
-
-
-def _boxes(labels: npt.NDArray[np.integer]) -> Iterator[list[int]]:
-    """Give each label, its first row and column, and the row and column after its last ones."""
-    rows, columns = np.nonzero(labels)
-    numbers, which = np.unique(labels[rows, columns], return_inverse=True)
-    count = numbers.size
-    low = np.full((2, count), np.iinfo(np.int64).max)
-    high = np.zeros((2, count), np.int64)
-    for axis, places in enumerate((rows, columns)):
-        np.minimum.at(low[axis], which, places)
-        np.maximum.at(high[axis], which, places + 1)
-    yield from np.concatenate([numbers[np.newaxis].astype(np.int64), low, high]).T.tolist()
+    rings: dict[int, list[Points]] = {}
+    for label, ring in _rings(_Corners.of(labels)):
+        rings.setdefault(label, []).append(ring)
+    return {label: _polygons(rings[label]) for label in sorted(rings)}
 
 
 def outline(inside: npt.NDArray[np.bool_], origin_xy: tuple[int, int] = (0, 0)) -> list[Polygon]:
@@ -68,53 +55,113 @@ def outline(inside: npt.NDArray[np.bool_], origin_xy: tuple[int, int] = (0, 0)) 
     Returns:
         Its polygons, from top to bottom by their first corners.
     """
-    exteriors: list[Points] = []
-    holes: list[Points] = []
-    for ring in _rings(inside):
-        (exteriors if _signed_area(ring) > 0 else holes).append(ring)
-    within: list[list[Points]] = [[] for _ in exteriors]
-    for hole in holes:
-        within[_owner(hole, exteriors)].append(hole)
     shift = np.asarray(origin_xy, np.int32)
     return [
-        Polygon(exterior + shift, tuple(hole + shift for hole in own))
-        for exterior, own in zip(exteriors, within, strict=True)
+        Polygon(polygon.exterior + shift, tuple(hole + shift for hole in polygon.holes))
+        for polygon in cell_outlines(inside.astype(np.uint8)).get(1, [])
     ]
 
 
-def _rings(inside: npt.NDArray[np.bool_]) -> Iterator[Points]:
-    """Follow the edges between inside and outside, with the inside at the right hand."""
-    padded = np.pad(inside, 1)
-    here, above, before = padded[1:, 1:], padded[:-1, 1:], padded[1:, :-1]
-    following: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for edges, start, step in (
-        (here & ~above, (0, 0), (1, 0)),
-        (above & ~here, (1, 0), (-1, 0)),
-        (before & ~here, (0, 0), (0, 1)),
-        (here & ~before, (0, 1), (0, -1)),
-    ):
-        rows, columns = np.nonzero(edges)
-        for x, y in zip((columns + start[0]).tolist(), (rows + start[1]).tolist(), strict=True):
-            following.setdefault((x, y), []).append(step)
-    for corner in sorted(following, key=lambda xy: (xy[1], xy[0])):
-        while following.get(corner):
-            for ring in _parted(_followed(corner, following)):
-                yield _without_straight(ring)
+def _polygons(rings: list[Points]) -> list[Polygon]:
+    exteriors = [ring for ring in rings if _signed_area(ring) > 0]
+    within: list[list[Points]] = [[] for _ in exteriors]
+    for ring in rings:
+        if _signed_area(ring) < 0:
+            within[_owner(ring, exteriors)].append(ring)
+    return [Polygon(exterior, tuple(own)) for exterior, own in zip(exteriors, within, strict=True)]
 
 
-def _followed(
-    start: tuple[int, int], following: dict[tuple[int, int], list[tuple[int, int]]]
-) -> list[tuple[int, int]]:
-    """Walk once around, using up the edges; where two ways lead on, the right hand's."""
-    path = []
-    (x, y), right = start, (0, 0)
-    while True:
-        steps = following[x, y]
-        step = steps.pop(steps.index(right) if right in steps else 0)
-        path.append((x, y))
-        x, y, right = x + step[0], y + step[1], (-step[1], step[0])
-        if (x, y) == start:
-            return path
+@dataclass(frozen=True, slots=True, eq=False)
+class _Corners:
+    """The corners of all areas, sorted by label, then from top to bottom and from left to right.
+
+    Where two pixels of one label touch by a corner alone, it counts twice, once for each.
+
+    Attributes:
+        label: int64 (n,).
+        x: int64 (n,).
+        y: int64 (n,).
+        following: int64 (n,), index of the next one on the way around, with the area at the right
+            hand.
+    """
+
+    label: npt.NDArray[np.int64]
+    x: npt.NDArray[np.int64]
+    y: npt.NDArray[np.int64]
+    following: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[np.integer[Any]]) -> _Corners:
+        """Find them, and who is next to whom, for all labels at once."""
+        padded = np.pad(labels, 1)
+        # The four pixels around each place at which not all of them are alike.
+        around = (padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:])
+        mixed = (around[0] != around[1]) | (around[0] != around[2]) | (around[0] != around[3])
+        y, x = np.nonzero(mixed)
+        four = np.stack([pixels[mixed] for pixels in around]).astype(np.int64)
+        found = []
+        for place in range(4):
+            same = four == four[place]
+            # Each label once, and not the background's.
+            own = (four[place] != 0) & ~same[:place].any(axis=0)
+            # By bits: top left 1, top right 2, bottom left 4, bottom right 8.
+            shape = np.where(own, (same * np.array([[1], [2], [4], [8]])).sum(axis=0), 0)
+            for one_shape, turns in _TURNS.items():
+                at = np.flatnonzero(shape == one_shape)
+                for turn in turns:
+                    row = np.empty((6, at.size), np.int64)
+                    row[:3] = four[place, at], y[at], x[at]
+                    row[3:] = np.array(turn)[:, np.newaxis]
+                    found.append(row)
+        corners = np.concatenate(found, axis=1)
+        # Two at one place: the one whose edge goes to the left comes first along the row.
+        corners = corners[:, np.lexsort((corners[3], corners[2], corners[1], corners[0]))]
+        label, y, x, _, down, leaves_across = corners
+        # Along a row, and down a column, edges join the first with the second, the third ...
+        across = np.arange(label.size) ^ 1
+        by_column = np.lexsort((down, y, x, label))
+        along = np.empty_like(across)
+        along[by_column] = by_column[across]
+        return cls(label, x, y, np.where(leaves_across == 1, across, along))
+
+
+# The turns at a place, by which of the four pixels around it are the label's: whether the edge
+# across goes to the right, whether the one along goes down, and whether the way leaves by the one
+# across. Two opposite pixels make two turns, each around its own pixel.
+_TURNS = {
+    1: [(0, 0, 1)],
+    2: [(1, 0, 0)],
+    4: [(0, 1, 0)],
+    8: [(1, 1, 1)],
+    14: [(0, 0, 0)],
+    13: [(1, 0, 1)],
+    11: [(0, 1, 1)],
+    7: [(1, 1, 0)],
+    9: [(0, 0, 1), (1, 1, 1)],
+    6: [(1, 0, 0), (0, 1, 0)],
+}
+
+
+def _rings(corners: _Corners) -> Iterator[tuple[int, Points]]:
+    """Follow the ways around; gives each with its label."""
+    following = corners.following.tolist()
+    places = list(zip(corners.x.tolist(), corners.y.tolist(), strict=True))
+    labels = corners.label.tolist()
+    is_through = bytearray(len(following))
+    for start in range(len(following)):
+        if is_through[start]:
+            continue
+        path = []
+        at = start
+        while not is_through[at]:
+            is_through[at] = 1
+            path.append(places[at])
+            at = following[at]
+        if len(set(path)) == len(path):
+            yield labels[start], np.array(path, np.int32)
+            continue
+        for ring in _parted(path):
+            yield labels[start], _without_straight(ring)
 
 
 def _parted(path: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
