@@ -32,7 +32,6 @@ _RESULTS = (
     "cells.csv",
     "results.csv",
     "results.jsonl",
-    "report",
 )
 
 
@@ -173,6 +172,13 @@ def process_dir_command(
         typer.echo(json.dumps(_summary_json(summary, output), indent=2))
     else:
         _print_summary(summary, output)
+    # After the summary: the images are done, whatever becomes of the pages about them.
+    if loaded.settings.report.enabled and code in {0, 1}:
+        index = _report_of_a_run(loaded, output)
+        if index is None:
+            code = 1
+        elif not as_json:
+            typer.echo(_result_line("report", index))
     raise typer.Exit(code)
 
 
@@ -216,9 +222,20 @@ def _process_dir(
         )
     if stop.requested:
         return summary, stop.exit_code
-    if loaded.settings.report.enabled:
-        _report(loaded, output)
     return summary, 0 if summary.is_whole else 1
+
+
+def _report_of_a_run(loaded: "LoadedSettings", output: Path) -> Path | None:
+    """Make the report and give its first page; where that fails, say so and give None."""
+    from loguru import logger
+
+    from bcseg_batch.errors import BcsegError
+
+    try:
+        return _report(loaded, output).index
+    except BcsegError as error:
+        logger.error("the images are done, and the report is not: {}", error)
+        return None
 
 
 def _report(loaded: "LoadedSettings", output: Path) -> "Report":
@@ -271,12 +288,14 @@ def _print_summary(summary: "Summary", output: Path) -> None:
             f"{len(summary.unsettled)} vanished or were being written: {', '.join(names)}: "
             "run again when they are there"
         )
-    lines.extend(
-        f"  {kind:<13} {printable(str(output / kind))}"
-        for kind in _RESULTS
-        if (output / kind).exists()
-    )
+    lines.extend(_result_line(kind, output / kind) for kind in _RESULTS if (output / kind).exists())
     typer.echo("\n".join(lines))
+
+
+def _result_line(kind: str, path: Path) -> str:
+    from bcseg_batch.text import printable
+
+    return f"  {kind:<13} {printable(str(path))}"
 
 
 @app.command("export")
@@ -406,6 +425,8 @@ def show_command(
     path = Path(f"{image.stem}_panel.png") if save is None else save
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"a panel is saved as {', '.join(SUFFIXES)}, not as {path.name!r}")
+    if path.exists() and image.exists() and path.samefile(image):
+        raise UsageError(f"{printable(str(path))} is the photograph itself: name another file")
     try:
         found = load_model(model, threshold=threshold).segment(image)
     except ImageError as error:
@@ -448,7 +469,7 @@ def verify_command(
         unhashed = f", {verified.unhashed} without a hash" if verified.unhashed else ""
         typer.echo(
             f"{verified.images} images, {verified.files} files compared{unhashed}{inputs}, "
-            f"{count} findings"
+            f"{count} findings" + (", while a run is going on" if verified.is_running else "")
         )
     raise typer.Exit(1 if count else 0)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
 
 from bcseg_batch.api import Segmentation
 from bcseg_batch.errors import SettingsError
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 """Formats that a panel is saved in."""
 _PANEL_INCHES = 4.5
+_MOST_PX = 1200
 _NAMES = {"red_cell": "red", "white_cell": "white", "platelet": "platelets"}
 
 
@@ -62,11 +68,22 @@ def draw_panel(found: Segmentation) -> Figure:
         "outlines": found.outlined(),
     }
     for axes, (title, pixels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+        axes.imshow(_small(pixels), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
         axes.set_title(title)
         axes.set_axis_off()
     figure.suptitle("\n".join([_headline(found), *(flag.sentence for flag in found.flags)]))
     return figure
+
+
+def _small(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Shrink what is larger than it is drawn: matplotlib would hold it in floating point."""
+    height, width = pixels.shape[:2]
+    step = math.ceil(max(height, width) / _MOST_PX)
+    if step == 1:
+        return pixels
+    size_wh = (max(1, width // step), max(1, height // step))
+    small: npt.NDArray[np.uint8] = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA)
+    return small
 
 
 def _headline(found: Segmentation) -> str:

@@ -48,6 +48,7 @@ def cell_rows(labels: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.generic
         "centroid-0": np.array([rows.mean() for rows, _ in places]),
         "centroid-1": np.array([columns.mean() for _, columns in places]),
         "area": np.array([rows.size for rows, _ in places]),
+        "equivalent_diameter_area": np.array([(4 * r.size / np.pi) ** 0.5 for r, _ in places]),
     }
 
 

@@ -221,6 +221,17 @@ def test_show_says_what_is_wrong_with_its_arguments(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_show_does_not_write_over_the_photograph(tmp_path: Path) -> None:
+    photograph = tmp_path / "a.jpg"
+    photograph.write_bytes(SMEAR.read_bytes())
+    (tmp_path / "b.jpg").symlink_to(photograph)
+    for name in ("a.jpg", "b.jpg"):
+        done = command("show", photograph, "--save", tmp_path / name, "--no-open")
+        assert done.returncode == 2
+        assert "the photograph itself" in done.stderr
+    assert photograph.read_bytes() == SMEAR.read_bytes()
+
+
 def test_many_discs_are_counted(model: bcseg_batch.Model, tmp_path: Path) -> None:
     many_discs(tmp_path / "a.png", (200, 150))
     assert model.segment(tmp_path / "a.png").labels.shape == (150, 200)

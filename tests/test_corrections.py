@@ -15,7 +15,7 @@ from blots import blots, write_blots
 from PIL import Image
 from test_exchange import cells_of
 
-from bcseg_batch.errors import UsageError
+from bcseg_batch.errors import OutputError, UsageError
 from bcseg_batch.exchange import imagej, label_images, qupath
 from bcseg_batch.exchange.cells import ImageCells
 from bcseg_batch.store.encode import encode_labels
@@ -446,3 +446,25 @@ def test_a_damaged_table_of_kinds_is_named(bench: Bench) -> None:
     ):
         bench.write("a_cells.csv", content)
         assert match in bench.refused()
+
+
+def test_a_full_disk_leaves_the_truth_that_was_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = bench.photograph()
+    cells = cells_of(labels)
+    bench.write("a_labels.tif", encode_labels(cells.labels))
+    bench.write("a_objects.csv", label_images.encode_objects(cells))
+    assert not bench.run().problems
+    before = {path: path.read_bytes() for path in bench.dataset.rglob("*") if path.is_file()}
+    for path in bench.corrected.iterdir():
+        path.unlink()
+    bench.save("a_mask.png", white(labels > 1))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OutputError(f"{path}: no space left")
+
+    monkeypatch.setattr("bcseg_training.import_corrections.write_whole", full)
+    with pytest.raises(OutputError):
+        bench.run(overwrite=True)
+    assert {p: p.read_bytes() for p in bench.dataset.rglob("*") if p.is_file()} == before

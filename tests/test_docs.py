@@ -32,6 +32,12 @@ TRIED_ELSEWHERE = {
     ".venv/bin/bcseg-train train data --out runs/mine --init": (
         "hours on a processor; tests/test_train.py trains with each of these options"
     ),
+    ".venv/bin/bcseg-train train my-set --out runs/mine --init": "the same",
+    ".venv/bin/bcseg-train evaluate runs/mine/best.safetensors my-set/val": (
+        "docs/training.md runs it with another data set"
+    ),
+    ".venv/bin/bcseg-batch process-dir samples results-mine": "docs/training.md runs it",
+    ".venv/bin/bcseg-train export runs/mine": "tests/test_convert.py and tests/test_train_cli.py",
     "bcseg-batch status --settings /etc": "tests/test_nspawn.py, under systemd",
     "bcseg-batch failures --settings /etc": "tests/test_nspawn.py, under systemd",
     "bcseg-batch logs --settings /etc": "tests/test_nspawn.py, under systemd",

@@ -15,6 +15,7 @@ from bcseg_batch.errors import OutputError
 from bcseg_batch.exchange import imagej, label_images, qupath
 from bcseg_batch.exchange.folder import ExportFormat, export_folder
 from bcseg_batch.exchange.shapes import label_shapes
+from bcseg_batch.store.provenance import read_provenance
 from bcseg_batch.store.read_back import read_labels
 
 
@@ -79,6 +80,27 @@ def test_one_bad_image_costs_no_other(output: Path, to: ExportFormat) -> None:
     assert [image for image, _ in summary.problems] == ["a.png", "night/b.png"]
     assert all("cannot be read" in reason for _, reason in summary.problems)
     assert not [name for name in tree(summary.folder) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("to", list(ExportFormat))
+@pytest.mark.parametrize("harm", ["torn", "text"])
+def test_a_damaged_table_costs_no_other_image(output: Path, to: ExportFormat, harm: str) -> None:
+    table = output / "cells/night/a_cells.csv"
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1][: len(lines[1]) // 4] if harm == "torn" else "a,b,c"
+    table.write_text("\n".join(lines))
+    summary = export_folder(output, to)
+    assert summary.exported == 2
+    ((image, _),) = summary.problems
+    assert image == "night/a.png"
+
+
+def test_an_exported_label_image_says_what_it_was_made_from(output: Path) -> None:
+    export_folder(output, ExportFormat.LABELS)
+    found = read_provenance(output / "exports/labels/a_labels.tif")
+    assert found == read_provenance(output / "labels/a_labels.tif")
+    assert found is not None
+    assert found.image == "a.png"
 
 
 def test_labels_of_another_size_are_not_exported(output: Path) -> None:

@@ -38,6 +38,9 @@ def test_the_last_record_of_each_image_counts(source: Path, tmp_path: Path) -> N
         b"\xff\xfe",
         b"[]",
         b'{"image": "x.png", "status": "lost"}',
+        b'{"image": "x.png", "status": "done", "notes": [], "cell_diameter_px": Infinity}',
+        b'{"image": "x.png", "status": "done", "notes": [], "cell_count": "7"}',
+        b'{"image": "x.png", "status": "done", "notes": [], "finished_at": 7}',
         b'{"image": "x.png", "status": "done", "notes": [], "mask": "../../etc/passwd"}',
     ],
 )

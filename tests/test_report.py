@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from parts import command, tree
+from parts import command, run_folder, tree, write_smear
 from PIL import Image
 from reports import BLUR, CELLS, SHAPE_HW, cell_rows, done, failed, is_picture, labels_of, record
 
@@ -38,6 +38,7 @@ from bcseg_batch.report.traces import (
 from bcseg_batch.settings import load_settings
 from bcseg_batch.store.lock import take_lock
 from bcseg_batch.store.pictures import read_small
+from bcseg_batch.store.read_back import read_outcomes
 
 ODD_NAMES = (
     "<script>alert(1)<!--.png",
@@ -187,7 +188,7 @@ def test_totals_have_their_spread_and_say_whether_they_are_enough() -> None:
     assert (a.mean, a.deviation) == (pytest.approx(100), pytest.approx(10))
     assert a.variation == pytest.approx(0.1)
     assert (b.mean, b.deviation, b.variation, b.is_enough) == (5, None, None, False)
-    assert (c.cells, c.mean) == (0, None)
+    assert (c.cells, c.mean) == (None, None)
     assert (d.done, d.failed, d.mean) == (0, 1, None)
     assert (rest.group, rest.cells) == (None, 7)
     assert totals_by_group([], None, min_cells=1) == []
@@ -369,7 +370,9 @@ def test_a_row_says_what_the_record_says(tmp_path: Path) -> None:
 
 def test_an_image_page_has_each_cell_with_its_measurements(tmp_path: Path) -> None:
     page = page_of(build(record(tmp_path, done(tmp_path))), "a.jpg")
-    assert page.data["columns"] == ["label", "kind", "centroid-0", "centroid-1", "area"]
+    assert page.data["columns"] == [
+        *("label", "kind", "centroid-0", "centroid-1", "area", "equivalent_diameter_area")
+    ]
     cells = page.data["cells"]
     outlines = page.data["outlines"]
     assert isinstance(cells, list)
@@ -677,3 +680,63 @@ def test_process_dir_makes_it_at_the_end(source: Path, tmp_path: Path, tiny_mode
     assert ran.returncode == 0, ran.stderr
     assert "report" in ran.stdout
     assert len(list((output / "report/images").iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["inf", "-99999", "nan", "1e300", "x"])
+def test_one_odd_table_costs_its_own_outlines_alone(tmp_path: Path, place: str) -> None:
+    outcomes = [done(tmp_path, "a.jpg", labels=False), done(tmp_path, "b.jpg", labels=False)]
+    record(tmp_path, *outcomes)
+    table = tmp_path / "cells/a_cells.csv"
+    lines = table.read_text().splitlines()
+    fields = lines[1].split(",")
+    fields[lines[0].split(",").index("centroid-0")] = place
+    table.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]))
+    assert build_report(tmp_path, ReportOptions()).images == 2
+    odd, sound = (
+        (tmp_path / "report/images" / f"{page_key(o.image)}.html").read_text() for o in outcomes
+    )
+    assert "outlines" in sound
+    assert "No outlines" in odd or "Neither outlines" in odd or '"outlines": [[' in odd
+
+
+def test_nothing_counted_is_not_none_found(tmp_path: Path) -> None:
+    outcome = replace(done(tmp_path, cells=False), cell_count=None, red_cell_count=None)
+    outcome = replace(outcome, white_cell_count=None, platelet_count=None)
+    (totals,) = totals_by_group([outcome], None, min_cells=200)
+    assert (totals.cells, totals.red_cells, totals.is_enough) == (None, None, None)
+    record(tmp_path, outcome)
+    build_report(tmp_path, ReportOptions())
+    assert "No cells were counted." in (tmp_path / "report/index.html").read_text()
+
+
+def test_cells_of_a_doubtful_image_do_not_make_it_enough(tmp_path: Path) -> None:
+    sure = replace(done(tmp_path, "a.jpg"), cell_count=150)
+    doubtful = replace(done(tmp_path, "b.jpg", flags=(BLUR,)), cell_count=150)
+    (totals,) = totals_by_group([sure, doubtful], None, min_cells=200)
+    assert (totals.cells, totals.sure_cells, totals.is_enough) == (300, 150, False)
+    (totals,) = totals_by_group([sure, replace(sure, image="c.jpg")], None, min_cells=200)
+    assert totals.is_enough
+
+
+def test_the_sizes_of_single_cells_are_plotted(source: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        write_smear(source / f"{number}.png", number)
+    run_folder(source, tmp_path / "out", labels=True)
+    outcomes = read_outcomes(tmp_path / "out").outcomes.values()
+    count = sum(outcome.cell_count or 0 for outcome in outcomes)
+    for _ in range(2):  # the second time from what was noted
+        build_report(tmp_path / "out", ReportOptions())
+        index = (tmp_path / "out/report/index.html").read_text()
+        assert f"Histogram of diameter of a cell over {count} cells" in index
+
+
+def test_a_report_that_fails_spoils_no_run(source: Path, tmp_path: Path, tiny_model: Path) -> None:
+    write_smear(source / "a.png")
+    (tmp_path / "out/report").mkdir(parents=True)
+    with take_lock(tmp_path / "out/report/.bcseg.lock", "report"):
+        ran = run(
+            *("process-dir", source, tmp_path / "out", "--model", tiny_model, "--report", "--json")
+        )
+    assert ran.returncode == 1
+    assert json.loads(ran.stdout)["done"] == 1
+    assert "the images are done, and the report is not" in ran.stderr

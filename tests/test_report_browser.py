@@ -106,6 +106,21 @@ def test_pages_turn(page: playwright.Page) -> None:
     assert page.get_by_role("button", name="Next").is_disabled()
 
 
+def test_back_leads_to_the_list_as_it_was_left(page: playwright.Page) -> None:
+    page.get_by_label("Search").fill("jpg")
+    page.get_by_label("Order").select_option("image")
+    page.get_by_role("button", name="Next").click()
+    left = names(page)
+    page.locator("#list tbody th > a").first.click()
+    playwright.expect(page.locator("main.image")).to_be_visible()
+    page.go_back()
+    playwright.expect(page.locator("#page")).to_contain_text("page 2")
+    assert names(page) == left
+    assert page.get_by_label("Search").input_value() == "jpg"
+    page.get_by_label("Search").fill("")
+    playwright.expect(page.locator("#page")).to_contain_text("page 1")
+
+
 def test_filters_and_search_leave_what_is_asked_for(page: playwright.Page) -> None:
     page.get_by_label("Search").fill("S1_ 4")
     assert set(names(page)) == {"s1_04.jpg", *(f"s1_{n}.jpg" for n in (34, 40, 43, 46, 49))}

@@ -11,7 +11,10 @@ from parts import run_folder, tree, write_smear
 from typer.testing import CliRunner
 
 from bcseg_batch.cli import app
-from bcseg_batch.errors import OutputError
+from bcseg_batch.errors import OutputError, UsageError
+from bcseg_batch.items import Outcome, Status
+from bcseg_batch.store.outputs import OutputFolder
+from bcseg_batch.store.results import ResultsLog
 from bcseg_batch.store.verify import Finding, Verified, verify
 
 
@@ -130,6 +133,51 @@ def test_the_command_ends_with_1_where_there_is_a_finding(output: Path, source: 
     assert done.exit_code == 1
     finding, total = (json.loads(line) for line in done.stdout.splitlines())
     assert finding["path"] == "composites/a_bloodred.jpg"
-    assert total == {"images": 3, "files": 8, "unhashed": 0, "inputs": 0, "findings": 1}
+    rest = {"is_running": False, "findings": 1}
+    assert total == {"images": 3, "files": 8, "unhashed": 0, "inputs": 0, **rest}
     done = runner.invoke(app, ["verify", str(output)])
     assert done.stdout.splitlines()[0].startswith("a.png: composites/a_bloodred.jpg: is not what")
+
+
+def begin_again(output: Path) -> None:
+    """Leave what a run leaves that is killed while it does an image again."""
+    with ResultsLog(output) as log:
+        log.append(Outcome(image="a.png", status=Status.SKIPPED, error="ImageChangedError: x"))
+
+
+def test_what_is_being_done_again_is_not_said_to_be_a_stray(output: Path) -> None:
+    begin_again(output)
+    with OutputFolder(output):  # a run is going on
+        verified = Verified()
+        assert list(verify(output, verified)) == []
+        assert verified.is_running
+    again, table = findings(output)
+    assert (again.image, again.path) == ("a.png", "results.jsonl")
+    assert again.problem == "was being done again when the run ended: run process-dir again"
+    assert table.path == "results.csv"
+
+
+def test_an_image_that_was_done_again_is_as_good_as_any(output: Path, source: Path) -> None:
+    begin_again(output)
+    run_folder(source, output, labels=True)
+    assert findings(output, source) == []
+
+
+def test_a_table_that_says_something_else_is_found(output: Path) -> None:
+    table = output / "results.csv"
+    table.write_text(table.read_text().replace("failed", "done"))
+    (finding,) = findings(output)
+    assert finding.path == "results.csv"
+    table.write_bytes(b"\xff\xfe junk")
+    assert [finding.path for finding in findings(output)] == ["results.csv"]
+
+
+def test_names_that_are_not_utf8_agree_with_the_table(source: Path, tmp_path: Path) -> None:
+    write_smear(source / "plain.png").rename(source / "odd\udcff.png")
+    run_folder(source, tmp_path / "out")
+    assert findings(tmp_path / "out", source) == []
+
+
+def test_an_input_folder_that_is_not_there_is_an_error(output: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        findings(output, tmp_path / "nowhere")

@@ -47,6 +47,7 @@ class ImageCells:
         labels: integers (H, W), 0 background.
         rows: the rows of its table of cells, as text by the names of the columns.
         pixel_size_um: side of a pixel, where it is known.
+        provenance: what they were made by and from, as pictures say it.
 
     Raises:
         ValueError: the table is not that of these labels.
@@ -56,8 +57,11 @@ class ImageCells:
     labels: npt.NDArray[np.integer[Any]]
     rows: tuple[Mapping[str, str], ...]
     pixel_size_um: float | None = None
+    provenance: str | None = None
 
     def __post_init__(self) -> None:
+        if any(None in (*row, *row.values()) for row in self.rows):
+            raise ValueError("the table of cells is torn: run process-dir again with --overwrite")
         try:
             listed = sorted(int(row["label"]) for row in self.rows)
             for row in self.rows:
@@ -65,6 +69,8 @@ class ImageCells:
         except KeyError as error:
             raise ValueError(f"the table of cells has no column {error}") from error
         found = np.unique(self.labels)
+        if found[:1] < 0:
+            raise ValueError("the label image has labels below 0")
         if listed != found[found != 0].tolist():
             raise ValueError("the table of cells and the label image do not name the same cells")
 

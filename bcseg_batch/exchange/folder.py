@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bcseg_batch.errors import ImageError, OutputError
+from bcseg_batch.errors import BcsegError, OutputError
 from bcseg_batch.exchange import coco, imagej, label_images, qupath
 from bcseg_batch.exchange.cells import ImageCells
 from bcseg_batch.items import Outcome, Status
 from bcseg_batch.store.encode import encode_labels
 from bcseg_batch.store.names import name_of_mask
 from bcseg_batch.store.outputs import whole_file, write_whole
+from bcseg_batch.store.provenance import Provenance
 from bcseg_batch.store.read_back import read_cells, read_labels, read_outcomes
 from bcseg_batch.store.tags import Tags
 
@@ -59,18 +60,25 @@ class _Export:
         for outcome in outcomes:
             try:
                 yield name_of_mask(outcome.mask or ""), _cells_of(self._output, outcome)
-            except (OutputError, ValueError) as error:
-                self.problems.append((outcome.image, str(error)))
+            except Exception as error:  # noqa: BLE001 - whatever one has, the others are exported
+                self.problems.append((outcome.image, _words(error)))
 
     def each(self, cells: ImageCells, write: Iterable[tuple[Path, bytes]]) -> None:
         """Write the files of one image as they are made."""
         try:
             for path, data in write:
                 write_whole(path, data)
-        except (ImageError, ValueError) as error:
-            self.problems.append((cells.image, str(error)))
+        except OutputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one has, the others are exported
+            self.problems.append((cells.image, _words(error)))
         else:
             self.exported += 1
+
+
+def _words(error: Exception) -> str:
+    expected = isinstance(error, BcsegError | ValueError)
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def export_folder(
@@ -127,7 +135,7 @@ def _files(
         yield named(imagej.SUFFIX), imagej.encode_rois(cells)
     else:
         yield named(label_images.OBJECTS_ENDING), label_images.encode_objects(cells)
-        data = encode_labels(cells.labels, Tags(cells.pixel_size_um))
+        data = encode_labels(cells.labels, Tags(cells.pixel_size_um, cells.provenance))
         yield named(label_images.LABELS_ENDING), data
 
 
@@ -141,7 +149,7 @@ def _write_coco(path: Path, images: Iterator[tuple[str, ImageCells]], export: _E
             try:
                 writer.add(cells)
             except ValueError as error:
-                export.problems.append((cells.image, str(error)))
+                export.problems.append((cells.image, _words(error)))
             else:
                 export.exported += 1
         writer.finish()
@@ -165,4 +173,11 @@ def _cells_of(output: Path, outcome: Outcome) -> ImageCells:
             f"{outcome.width_px}x{outcome.height_px}: run process-dir again with --overwrite"
         )
     rows = read_cells(output / outcome.cells)
-    return ImageCells(outcome.image, labels, tuple(rows), outcome.pixel_size_um)
+    origin = Provenance(
+        outcome.image,
+        outcome.sha256 or "",
+        outcome.model_sha256 or "",
+        outcome.settings_sha256 or "",
+        outcome.version or "",
+    )
+    return ImageCells(outcome.image, labels, tuple(rows), outcome.pixel_size_um, origin.text())

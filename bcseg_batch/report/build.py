@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from bcseg_batch.items import Outcome, Status
@@ -79,10 +80,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """What is known of an image's page: of what it was made, and which thumbnails there are."""
+    """What is known of an image's page: of what it was made, its thumbnails, its cells' sizes."""
 
     fingerprint: str
     thumbnails: str
+    diameters: Mapping[str, int]
 
 
 def build_report(
@@ -163,9 +165,9 @@ class _Builder:
             ):
                 continue
             thumbnails = write_thumbnails(self._folder, self._report, outcome)
-            write_page(self._folder, self._report, outcome, template)
+            diameters = write_page(self._folder, self._report, outcome, template)
             self._remove(thumbnail_path(key, which) for which in "ba" if which not in thumbnails)
-            self._state[key] = _Drawn(fingerprint, thumbnails)
+            self._state[key] = _Drawn(fingerprint, thumbnails, diameters)
             count += 1
             if count % _NOTE_EVERY == 0:
                 self._note()
@@ -205,11 +207,36 @@ class _Builder:
             groups=[_printable_group(totals) for totals in groups] if self._pattern else [],
             min_cells=self._min_cells,
             flags=flags,
-            histograms=_histograms(outcomes),
+            histograms=self._histograms(outcomes),
             columns=COLUMNS,
             parts=parts,
             count=len(outcomes),
         )
+
+    def _histograms(self, outcomes: Iterable[Outcome]) -> list[Markup]:
+        done = [outcome for outcome in outcomes if outcome.status is Status.DONE]
+        counts = [o.cell_count for o in done if o.cell_count is not None]
+        confidences = [o.mean_confidence for o in done if o.mean_confidence is not None]
+        counted = [(self._state[page_key(o.image)].diameters, o.pixel_size_um) for o in done]
+        in_um = all(pixel_um is not None for diameters, pixel_um in counted if diameters)
+        sizes = [
+            np.repeat(
+                np.array(list(diameters), np.float64) * ((pixel_um or 1.0) if in_um else 1.0),
+                list(diameters.values()),
+            )
+            for diameters, pixel_um in counted
+            if diameters
+        ]
+        return [
+            histogram(counts, label="cells per image"),
+            histogram(
+                np.concatenate(sizes).tolist() if sizes else [],
+                label="diameter of a cell",
+                unit="um" if in_um else "px",
+                of="cells",
+            ),
+            histogram(confidences, label="confidence"),
+        ]
 
     def _forget(self, keys: set[str], parts: list[str]) -> None:
         """Remove what belongs to images that are no longer in the records, and old rows.
@@ -234,7 +261,10 @@ class _Builder:
         return parts if isinstance(parts, list) else []
 
     def _note(self) -> None:
-        state = {key: [drawn.fingerprint, drawn.thumbnails] for key, drawn in self._state.items()}
+        state = {
+            key: [drawn.fingerprint, drawn.thumbnails, drawn.diameters]
+            for key, drawn in self._state.items()
+        }
         self._write(_STATE_NAME, json.dumps(state, separators=(",", ":")).encode("ascii"))
 
     def _write(self, name: str, data: bytes) -> None:
@@ -258,7 +288,10 @@ def _read_state(path: Path) -> dict[str, _Drawn]:
     """Read what is drawn already; where that is not known, all is drawn again."""
     try:
         state: dict[str, Any] = json.loads(path.read_bytes())
-        return {str(key): _Drawn(str(f), str(t)) for key, (f, t) in state.items()}
+        return {
+            str(key): _Drawn(str(f), str(t), {str(int(d)): int(n) for d, n in sizes.items()})
+            for key, (f, t, sizes) in state.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -282,23 +315,3 @@ def _assets() -> list[Path]:
 
 def _printable_group(totals: Totals) -> Totals:
     return replace(totals, group=totals.group and printable(totals.group))
-
-
-def _histograms(outcomes: Iterable[Outcome]) -> list[Markup]:
-    done = [outcome for outcome in outcomes if outcome.status is Status.DONE]
-    counts = [o.cell_count for o in done if o.cell_count is not None]
-    confidences = [o.mean_confidence for o in done if o.mean_confidence is not None]
-    sizes_px = [o.cell_diameter_px for o in done if o.cell_diameter_px is not None]
-    sizes_um = [
-        o.cell_diameter_px * o.pixel_size_um
-        for o in done
-        if o.cell_diameter_px is not None and o.pixel_size_um is not None
-    ]
-    label = "typical cell's diameter"
-    return [
-        histogram(counts, label="cells per image"),
-        histogram(sizes_um, label=label, unit="um")
-        if len(sizes_um) == len(sizes_px)
-        else histogram(sizes_px, label=label, unit="px"),
-        histogram(confidences, label="confidence"),
-    ]

@@ -19,29 +19,32 @@ class Totals:
         done: images that are done.
         failed: images that failed or were skipped.
         flagged: images that are done and have a flag.
-        red_cells: red cells in all images that are done.
+        red_cells: red cells in all images that are done; None where none of them was counted.
         white_cells: white cells likewise.
         platelets: platelets likewise.
         cells: red and white cells likewise.
+        sure_cells: of these, those in images without a flag.
         mean: cells in an image, the mean over those that were counted; None without any.
         deviation: their standard deviation (n - 1); None with fewer than two.
         variation: coefficient of variation, deviation / mean; None where either is missing or the
             mean is 0.
-        is_enough: whether as many cells were counted as were asked for.
+        is_enough: whether as many cells were counted in images without a flag as were asked for;
+            None where none were counted.
     """
 
     group: str | None
     done: int
     failed: int
     flagged: int
-    red_cells: int
-    white_cells: int
-    platelets: int
-    cells: int
+    red_cells: int | None
+    white_cells: int | None
+    platelets: int | None
+    cells: int | None
+    sure_cells: int | None
     mean: float | None
     deviation: float | None
     variation: float | None
-    is_enough: bool
+    is_enough: bool | None
 
 
 def group_of(image: str, pattern: re.Pattern[str] | None) -> str | None:
@@ -82,18 +85,27 @@ def _totals(group: str | None, members: list[Outcome], min_cells: int) -> Totals
     done = [outcome for outcome in members if outcome.status is Status.DONE]
     counts = [outcome.cell_count for outcome in done if outcome.cell_count is not None]
     mean = statistics.fmean(counts) if counts else None
+    sure = _sum(outcome.cell_count if not outcome.flags else 0 for outcome in done)
+    sure = sure if counts else None
     deviation = statistics.stdev(counts) if len(counts) >= 2 else None
     return Totals(
         group=group,
         done=len(done),
         failed=len(members) - len(done),
         flagged=sum(bool(outcome.flags) for outcome in done),
-        red_cells=sum(outcome.red_cell_count or 0 for outcome in done),
-        white_cells=sum(outcome.white_cell_count or 0 for outcome in done),
-        platelets=sum(outcome.platelet_count or 0 for outcome in done),
-        cells=sum(counts),
+        red_cells=_sum(outcome.red_cell_count for outcome in done),
+        white_cells=_sum(outcome.white_cell_count for outcome in done),
+        platelets=_sum(outcome.platelet_count for outcome in done),
+        cells=_sum(counts),
+        sure_cells=sure,
         mean=mean,
         deviation=deviation,
         variation=deviation / mean if deviation is not None and mean else None,
-        is_enough=sum(counts) >= min_cells,
+        is_enough=None if sure is None else sure >= min_cells,
     )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Add up what was counted; None where nothing was, which is not 0."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,9 @@ def write_thumbnails(folder: Path, report: Path, outcome: Outcome) -> str:
     return written
 
 
-def write_page(folder: Path, report: Path, outcome: Outcome, template: jinja2.Template) -> None:
+def write_page(
+    folder: Path, report: Path, outcome: Outcome, template: jinja2.Template
+) -> dict[str, int]:
     """Write the page of an image.
 
     Args:
@@ -94,12 +98,24 @@ def write_page(folder: Path, report: Path, outcome: Outcome, template: jinja2.Te
         outcome: of the image.
         template: of the page.
 
+    Returns:
+        How many red and white cells have which diameter, in whole pixels.
+
     Raises:
         OutputError: it cannot be written.
     """
-    text = template.render(page_facts(folder, outcome))
+    try:
+        facts = page_facts(folder, outcome)
+    except Exception as error:  # noqa: BLE001 - one odd image must not cost the report
+        bare = replace(outcome, labels=None, mask=None, cells=None)
+        facts = page_facts(folder, bare)
+        what = printable(f"{type(error).__name__}: {error}")
+        facts["remarks"].append(f"Neither outlines nor measurements can be shown: {what}")
+    text = template.render(facts)
     with whole_file(report / page_path(page_key(outcome.image)), keep_name=False) as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
+    diameters: dict[str, int] = facts["diameters"]
+    return diameters
 
 
 def page_facts(folder: Path, outcome: Outcome) -> dict[str, Any]:
@@ -143,12 +159,22 @@ def page_facts(folder: Path, outcome: Outcome) -> dict[str, Any]:
         },
         "remarks": remarks,
         "shape_hw": shape_hw,
+        "diameters": _diameters(rows),
         "data": {
             "columns": [name for name in rows[0] if name != "image"] if rows else [],
             "cells": [[value for name, value in row.items() if name != "image"] for row in rows],
             "outlines": [[trace.path, trace.cells] for trace in traces],
         },
     }
+
+
+def _diameters(rows: list[dict[str, str]]) -> dict[str, int]:
+    """Count the red and white cells of each diameter, rounded to pixels."""
+    return Counter(
+        str(round(float(row["equivalent_diameter_area"])))
+        for row in rows
+        if row.get("equivalent_diameter_area") and row.get("kind") != "platelet"
+    )
 
 
 def _picture(folder: Path, path: str | None, remarks: list[str]) -> str | None:

@@ -29,13 +29,14 @@ _STYLE: dict[Any, Any] = {
 _BINS = 24
 
 
-def histogram(values: Sequence[float], *, label: str, unit: str = "") -> Markup:
+def histogram(values: Sequence[float], *, label: str, unit: str = "", of: str = "images") -> Markup:
     """Draw how often which value occurs.
 
     Args:
         values: finite numbers, in any order.
         label: what they are, such as `cells per image`.
         unit: of the values.
+        of: whose they are, such as `images` or `cells`.
 
     Returns:
         An `<svg>` element to be put into a page, with its figures as text for screen readers; a
@@ -48,18 +49,18 @@ def histogram(values: Sequence[float], *, label: str, unit: str = "") -> Markup:
         axes = figure.add_subplot()
         axes.hist(values, bins=_BINS, color=_BARS)
         axes.set_xlabel(f"{label}, {unit}" if unit else label)
-        axes.set_ylabel("images")
+        axes.set_ylabel(of)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return Markup(_for_a_page(text.getvalue(), _in_words(values, label, unit)))  # noqa: S704 - SVG made here; the words are escaped
+    return Markup(_for_a_page(text.getvalue(), _in_words(values, label, unit, of)))  # noqa: S704 - SVG made here; the words are escaped
 
 
-def _in_words(values: Sequence[float], label: str, unit: str) -> str:
+def _in_words(values: Sequence[float], label: str, unit: str, of: str) -> str:
     middle = statistics.median(values)
     figures = f"median {middle:.4g}, from {min(values):.4g} to {max(values):.4g}"
-    return f"Histogram of {label} over {len(values)} images: {figures} {unit}".rstrip()
+    return f"Histogram of {label} over {len(values)} {of}: {figures} {unit}".rstrip()
 
 
 def _for_a_page(svg: str, words: str) -> str:

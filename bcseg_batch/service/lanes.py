@@ -36,6 +36,7 @@ class Lane:
     def __init__(self, predictor: AnyPredictor, batch_size: int) -> None:
         self._predictor = predictor
         self._batch_size = batch_size
+        self._told = predictor.placement
 
     @property
     def placement(self) -> Placement:
@@ -89,6 +90,10 @@ class Lane:
         """Remember where the memory is too small for so many."""
         try:
             yield
+            if self.placement != self._told:
+                # Found out at work, such as that a network cannot be recorded.
+                self._told = self.placement
+                logger.warning("the network runs on {}", self.placement.reason)
         except OutOfMemoryError as error:
             if images == 1:
                 raise

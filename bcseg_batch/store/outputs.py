@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from bcseg_batch.errors import OutputError, UnsupportedImageError
-from bcseg_batch.store.lock import take_lock
+from bcseg_batch.store.lock import is_locked, take_lock
 
 _PART_PREFIX = ".bcseg-"
 _PART_SUFFIX = ".part"
@@ -109,6 +109,11 @@ def sync_folder(folder: Path) -> None:
 def is_part(path: Path) -> bool:
     """Say whether a file is one that is not whole yet."""
     return path.name.startswith(_PART_PREFIX) and path.name.endswith(_PART_SUFFIX)
+
+
+def is_written_to(root: Path) -> bool:
+    """Say whether a run is writing to an output folder at the moment."""
+    return is_locked(root / _LOCK_NAME)
 
 
 def is_output_folder(root: Path) -> bool:

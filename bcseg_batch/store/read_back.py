@@ -13,7 +13,7 @@ import numpy.typing as npt
 import tifffile
 
 from bcseg_batch.errors import OutputError
-from bcseg_batch.items import Outcome
+from bcseg_batch.items import Outcome, Status
 from bcseg_batch.store.results import JSONL_NAME, check_record, from_record
 
 
@@ -23,11 +23,14 @@ class ReadBack:
 
     Attributes:
         outcomes: the last one of each image, by the image's name.
+        earlier: paths of the files of earlier records, of the images that are being done again:
+            they lie there until a new record takes their place.
         damaged: numbers of the lines, from 1, that are no records. A run that is going on, or was
             killed, may leave the last line torn; its image is done again by the next one.
     """
 
     outcomes: dict[str, Outcome]
+    earlier: dict[str, tuple[str, ...]]
     damaged: tuple[int, ...]
 
 
@@ -45,6 +48,7 @@ def read_outcomes(folder: Path) -> ReadBack:
     """
     path = folder / JSONL_NAME
     outcomes: dict[str, Outcome] = {}
+    earlier: dict[str, tuple[str, ...]] = {}
     damaged: list[int] = []
     try:
         with path.open("rb") as lines:
@@ -56,13 +60,18 @@ def read_outcomes(folder: Path) -> ReadBack:
                 except (ValueError, TypeError, KeyError, AttributeError):
                     damaged.append(number)
                 else:
+                    before = outcomes.get(outcome.image)
+                    if outcome.status is not Status.SKIPPED:
+                        earlier.pop(outcome.image, None)
+                    elif before is not None and before.outputs:
+                        earlier[outcome.image] = before.outputs
                     outcomes[outcome.image] = outcome
     except OSError as error:
         raise OutputError(
             f"{path} cannot be read ({error.strerror}): name a folder that process-dir or the "
             "daemon has written to"
         ) from error
-    return ReadBack(dict(sorted(outcomes.items())), tuple(damaged))
+    return ReadBack(dict(sorted(outcomes.items())), earlier, tuple(damaged))
 
 
 def read_cells(path: Path) -> list[dict[str, str]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
+import math
 import os
 import sys
+import types
+import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -358,18 +362,30 @@ def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) ->
     )
 
 
+@functools.cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Give the types that the numbers and texts of a record may have."""
+    kinds = {}
+    for name, hint in typing.get_type_hints(Outcome).items():
+        members = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+        if members <= {int, float, str, type(None)}:
+            allowed = members - {type(None)}
+            kinds[name] = tuple(allowed | ({int} if float in allowed else set()))
+    return kinds
+
+
 def check_record(record: dict[str, Any]) -> None:
     """Refuse a line that somebody has edited into something else.
 
     Raises:
         TypeError, ValueError: it is no record, or names a file outside the output folder.
     """
-    for name in (*OUTPUT_FIELDS, "sha256", "model_sha256", "settings_sha256", "error"):
-        if not isinstance(record.get(name), str | None):
-            raise TypeError(f"{name} is no text")
-    for name in ("size_bytes", "mtime_ns"):
-        if not isinstance(record.get(name), int | None):
-            raise TypeError(f"{name} is no whole number")
+    for name, kinds in _kinds().items():
+        value = record.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise TypeError(f"{name} is of another type")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is no number")
     hashes = record.get("outputs_sha256", {})
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise TypeError("outputs_sha256 are no texts by name")

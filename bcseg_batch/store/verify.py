@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bcseg_batch.errors import UsageError
 from bcseg_batch.items import OUTPUT_FIELDS, Outcome, Status
 from bcseg_batch.store.names import OUTPUT_FOLDERS
-from bcseg_batch.store.outputs import is_part
+from bcseg_batch.store.outputs import is_part, is_written_to
 from bcseg_batch.store.read_back import read_outcomes
-from bcseg_batch.store.results import JSONL_NAME
+from bcseg_batch.store.results import CSV_NAME, JSONL_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,14 @@ class Verified:
         files: outputs whose hash was compared.
         unhashed: outputs that are there, and whose record has no hash.
         inputs: photographs whose hash was compared.
+        is_running: whether a run is writing there: what it has under way is no finding.
     """
 
     images: int = 0
     files: int = 0
     unhashed: int = 0
     inputs: int = 0
+    is_running: bool = False
 
 
 def verify(folder: Path, verified: Verified, source: Path | None = None) -> Iterator[Finding]:
@@ -60,24 +64,68 @@ def verify(folder: Path, verified: Verified, source: Path | None = None) -> Iter
 
     Raises:
         OutputError: there are no records.
+        UsageError: there is no such input folder.
     """
+    if source is not None and not source.is_dir():
+        raise UsageError(f"there is no input folder {str(source)!r}: give the one of these results")
+    # Asked first: what a run finishes meanwhile is no finding either.
+    verified.is_running = is_written_to(folder)
     read = read_outcomes(folder)
-    for number in read.damaged:
-        yield Finding(
-            None,
-            JSONL_NAME,
-            f"line {number} is no record: its image is done again by the next run",
-        )
-    owned: set[str] = set()
+    if not verified.is_running:
+        for number in read.damaged:
+            yield Finding(
+                None,
+                JSONL_NAME,
+                f"line {number} is no record: its image is done again by the next run",
+            )
+    owned = {path for paths in read.earlier.values() for path in paths}
     for outcome in read.outcomes.values():
         verified.images += 1
         owned.update(outcome.outputs)
+        if outcome.image in read.earlier and not verified.is_running:
+            yield Finding(
+                outcome.image,
+                JSONL_NAME,
+                "was being done again when the run ended: run process-dir again",
+            )
         yield from _of_outputs(folder, outcome, verified)
         if source is not None:
             yield from _of_input(source, outcome, verified)
-    for path in _files(folder):
-        if path not in owned:
-            yield Finding(None, path, "is in no record: delete it, unless you have put it there")
+    if not verified.is_running:
+        yield from _of_table(folder, read.outcomes)
+        for path in _files(folder):
+            if path not in owned:
+                yield Finding(
+                    None,
+                    path,
+                    "is in no record: left by a killed run, or put there by somebody",
+                )
+
+
+def _of_table(folder: Path, outcomes: Mapping[str, Outcome]) -> Iterator[Finding]:
+    """Hold `results.csv` against the records; it is written at the end of a run."""
+    try:
+        with (folder / CSV_NAME).open(encoding="utf-8", newline="") as text:
+            rows = [(row["image"], row["status"], row["mask"]) for row in csv.DictReader(text)]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, csv.Error):
+        rows = None
+    # A name that is not UTF-8 has its odd bytes escaped in a table.
+    expected = [
+        (
+            outcome.image.encode("utf-8", "backslashreplace").decode(),
+            outcome.status.value,
+            (outcome.mask or "").encode("utf-8", "backslashreplace").decode(),
+        )
+        for outcome in outcomes.values()
+    ]
+    if rows != expected:
+        yield Finding(
+            None,
+            CSV_NAME,
+            "does not say what the records say: run process-dir again, which writes it anew",
+        )
 
 
 def _of_outputs(folder: Path, outcome: Outcome, verified: Verified) -> Iterator[Finding]:

@@ -233,15 +233,16 @@ class _DataSet:
         return "replaced" if before else "added"
 
     def _write(self, before: Mapping[Path, bytes], files: Mapping[Path, bytes]) -> None:
+        for path, data in files.items():
+            if before.get(path) != data:
+                write_whole(path, data)
         try:
-            # What the new truth has no place for must not stand beside it.
+            # What the new truth has no place for must not stand beside it; last, since a full disk
+            # would leave neither.
             for path in set(before) - set(files):
                 path.unlink()
         except OSError as error:
             raise output_error(self._folder, error) from error
-        for path, data in files.items():
-            if before.get(path) != data:
-                write_whole(path, data)
 
     def _truth(self, stem: str, correction: Correction) -> dict[Path, bytes]:
         files: dict[Path, bytes] = {}

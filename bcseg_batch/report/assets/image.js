@@ -123,11 +123,22 @@ document.getElementById("cells")?.addEventListener("toggle", (event) => {
     heads.append(head);
   }
   const body = table.createTBody();
-  for (const cell of data.cells) {
-    const row = body.insertRow();
-    for (const value of cell) row.append(element("td", value));
-  }
-  place.append(table);
+  const more = element("button");
+  more.type = "button";
+  // A browser draws some hundred rows at once, and freezes over some ten thousand.
+  const add = () => {
+    const shown = body.rows.length;
+    for (const cell of data.cells.slice(shown, shown + 200)) {
+      const row = body.insertRow();
+      for (const value of cell) row.append(element("td", value));
+    }
+    const left = data.cells.length - body.rows.length;
+    more.textContent = `${Math.min(200, left)} more of ${left}`;
+    more.hidden = left === 0;
+  };
+  more.addEventListener("click", add);
+  add();
+  place.append(table, more);
 });
 
 // Neighbours -------------------------------------------------------------------------------------

@@ -16,6 +16,29 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
+// What was asked for stands in the address, so that Back leads to the list as it was left.
+const ASKED = ["search", "status", "flag", "group", "rows"];
+const untouched = Object.fromEntries(ASKED.map((id) => [id, byId(id)?.value]));
+let wantedPage = null;
+
+function recall() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  for (const id of ASKED) if (byId(id) && asked.has(id)) byId(id).value = asked.get(id);
+  order = asked.get("order") || order;
+  wantedPage = Number(asked.get("page")) || null;
+}
+
+function remember() {
+  if (wantedPage !== null) return; // not there yet
+  const asked = new URLSearchParams();
+  for (const id of ASKED) {
+    if (byId(id) && byId(id).value !== untouched[id]) asked.set(id, byId(id).value);
+  }
+  if (order !== "rank") asked.set("order", order);
+  if (page) asked.set("page", page);
+  if (`${asked}` !== location.hash.slice(1)) location.replace(`#${asked}`);
+}
+
 function bcsegRows({ part, rows }) {
   parts[part] = rows;
   if (parts.filter(Boolean).length === setup.parts.length || part === 0) {
@@ -25,6 +48,11 @@ function bcsegRows({ part, rows }) {
       row.text = `${row[at.image]} ${row[at.error] || ""} ${row[at.group] || ""}`.toLowerCase();
     });
     find();
+    if (wantedPage !== null && all.length === setup.count) {
+      page = Math.min(wantedPage, Math.max(0, Math.ceil(found.length / Number(byId("rows").value)) - 1));
+      wantedPage = null;
+      show();
+    }
   }
 }
 
@@ -100,6 +128,7 @@ function show() {
   byId("page").textContent = `page ${number(page + 1)} of ${number(pages)}`;
   byId("previous").disabled = page === 0;
   byId("next").disabled = page + 1 >= pages;
+  remember();
 }
 
 function turn(step) {
@@ -184,5 +213,6 @@ if (setup.count) {
   }
   byId("previous").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));
+  recall();
   loadPart(0);
 }
