@@ -27,6 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 ROOT = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
 UNSEEN_SEED = 777  # no model was trained on it
+PART = np.s_[320:770, 380:880]  # rows and columns with cells of all kinds, large enough to see
 
 
 def shipped() -> Segment:
@@ -35,8 +36,9 @@ def shipped() -> Segment:
 
 
 def save(name: str, rows: list[list[Bytes]]) -> None:
+    frame = ((4, 4), (4, 4), (0, 0))
     page = np.vstack(
-        [np.hstack([np.pad(p, ((4, 4), (4, 4), (0, 0))) for p in row]) for row in rows]
+        [np.hstack([np.pad(p, frame, constant_values=255) for p in row]) for row in rows]
     )
     Image.fromarray(page).save(IMAGES / name, quality=88)
 
@@ -46,9 +48,16 @@ def main() -> None:
     blend = Blend.of((160, 0, 20), 0.3)
 
     smear = decode_image(ROOT / "samples/synth_00000.jpg", max_pixels=10**8).pixels
-    mask = segment(smear).mask.view(np.uint8) * np.uint8(255)
-    pair = [cv2.resize(p, (800, 600)) for p in (smear, composite_image(smear, mask, blend))]
-    save("before-after.jpg", [[np.asarray(p) for p in pair]])
+    found = segment(smear)
+    mask = found.mask.view(np.uint8) * np.uint8(255)
+    cells = CellsPicture("", smear, found.cells.labels, found.cells.kinds, None, ())
+    whole = [
+        smear,
+        cv2.cvtColor(mask, cv2.COLOR_GRAY2RGB),
+        composite_image(smear, mask, blend),
+        outlined(cells, side_px=max(smear.shape)),
+    ]
+    save("before-after.jpg", [[np.asarray(p[PART]) for p in whole]])
 
     pictures = []
     for index in range(6):

@@ -14,6 +14,7 @@ from pathlib import Path
 from nspawn.container import Container
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+UNIT = "bcseg-batch@.service"
 _TREE = "/opt/bcseg-batch"
 _BASE = Path(sys.base_prefix)
 # The system's own Python is in the container already: the same release is the same Python.
@@ -48,10 +49,7 @@ def install(container: Container) -> None:
         container.run("ldconfig")
     units = CHECKOUT / "systemd"
     container.write("/etc/sysusers.d/bcseg-batch.conf", (units / "sysusers.conf").read_text())
-    container.write(
-        "/etc/systemd/system/bcseg-batch@.service",
-        (units / "bcseg-batch@.service").read_text(),
-    )
+    container.write(f"/etc/systemd/system/{UNIT}", (units / UNIT).read_text())
     container.run("systemd-sysusers")
     container.run("systemctl", "daemon-reload")
 
