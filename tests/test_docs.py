@@ -97,7 +97,7 @@ class Desk:
             env=clean_environment(),
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=500,
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -135,13 +135,13 @@ class Desk:
                 return {json.loads(line)["status"] for line in lines} == {"done", "failed"}
             return False
 
-        wait_until(is_through, "one image is done, one has failed", timeout_s=100)
+        wait_until(is_through, "one image is done, one has failed", timeout_s=300)
 
     def stop(self) -> None:
         """End the daemons as systemd or Ctrl-C does."""
         for daemon in self.daemons:
             daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(60) == 0
+            assert daemon.wait(180) == 0
 
     def close(self) -> None:
         for daemon in self.daemons:
@@ -163,7 +163,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(k == "command" for k, _ in shown_here(page))],
