@@ -202,7 +202,7 @@ def test_an_image_opens_with_its_outlines(page: playwright.Page, name: str) -> N
     page.get_by_label("How much of the picture").press("Home")
     assert clip(page, ".compare img.after") == "inset(0px 0px 0px 0%)"
     page.get_by_text("The 3 cells as a table").click()
-    assert page.locator("#cells tbody tr").count() == 3
+    playwright.expect(page.locator("#cells tbody tr")).to_have_count(3)
 
 
 def test_neighbours_are_those_of_the_order_of_doubt(page: playwright.Page) -> None:

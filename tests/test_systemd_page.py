@@ -40,6 +40,8 @@ def container(tmp_path: Path) -> Iterator[Container]:
             product.install(running)
             for made in ("/etc/sysusers.d/bcseg-batch.conf", f"/etc/systemd/system/{product.UNIT}"):
                 running.path(made).unlink()
+            # What udev makes on every machine with devices; a container has none.
+            running.run("groupadd", "--system", "--force", "render")
             yield running
     except UnavailableError as error:
         pytest.skip(str(error))
