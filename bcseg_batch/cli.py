@@ -212,8 +212,7 @@ def _process_dir(
         summary = process_dir(
             source,
             output,
-            predictors=engine.predictors,
-            options=engine.options,
+            engine=engine.pipeline,
             rules=IgnoreRules(images.suffixes or SUFFIXES, images.ignore),
             recursive=images.recursive,
             overwrite=overwrite,

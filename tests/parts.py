@@ -22,8 +22,9 @@ from bcseg_batch.items import InputFile, Outcome
 from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.placement import AnyPredictor, Placement
 from bcseg_batch.segment.spec import ModelSpec
-from bcseg_batch.service.pipeline import PipelineOptions
-from bcseg_batch.service.process_dir import Summary, process_dir
+from bcseg_batch.service.pipeline import Names, Pipeline, PipelineOptions
+from bcseg_batch.service.places import Inputs, Outputs
+from bcseg_batch.service.process_dir import OpenEngine, Summary, process_dir
 from bcseg_batch.store.images import SUFFIXES
 
 INPUT_SIZE_PX = 64
@@ -102,6 +103,15 @@ def input_file(path: Path, root: Path) -> InputFile:
     return InputFile(path, path.relative_to(root).as_posix(), facts.st_size, facts.st_mtime_ns)
 
 
+def local_engine(predictor: AnyPredictor, options: PipelineOptions = OPTIONS) -> OpenEngine:
+    """Give what makes the pipeline of this machine, for `process_dir`."""
+
+    def open_pipeline(inputs: Inputs, outputs: Outputs, names: Names) -> Pipeline:
+        return Pipeline([predictor], outputs, names, options, inputs=inputs)
+
+    return open_pipeline
+
+
 def run_folder(
     source: Path,
     output: Path,
@@ -116,8 +126,7 @@ def run_folder(
     return process_dir(
         source,
         output,
-        predictors=[predictor or BrightIsCell()],
-        options=replace(options, **changes),
+        engine=local_engine(predictor or BrightIsCell(), replace(options, **changes)),
         rules=IgnoreRules(SUFFIXES),
         recursive=recursive,
         overwrite=overwrite,

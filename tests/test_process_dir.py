@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from parts import (
-    OPTIONS,
     BrightIsCell,
     NeverStop,
     Quiet,
     as_plain_user,
+    local_engine,
     run_folder,
     tree,
     write_smear,
@@ -368,8 +368,7 @@ def stopped_run(source: Path, output: Path, after: int) -> Summary:
     return process_dir(
         source,
         output,
-        predictors=[BrightIsCell()],
-        options=OPTIONS,
+        engine=local_engine(BrightIsCell()),
         rules=IgnoreRules(SUFFIXES),
         recursive=True,
         overwrite=False,
@@ -557,8 +556,7 @@ def test_progress_hears_of_every_input_once(source: Path, output: Path) -> None:
     process_dir(
         source,
         output,
-        predictors=[BrightIsCell()],
-        options=OPTIONS,
+        engine=local_engine(BrightIsCell()),
         rules=IgnoreRules(SUFFIXES),
         recursive=True,
         overwrite=False,

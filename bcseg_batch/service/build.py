@@ -16,7 +16,8 @@ from bcseg_batch.report import check_report_installed
 from bcseg_batch.segment.placement import AnyPredictor, Placement, available_cores
 from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.backend import open_network
-from bcseg_batch.service.pipeline import PipelineOptions
+from bcseg_batch.service.pipeline import Names, Pipeline, PipelineOptions
+from bcseg_batch.service.places import Inputs, Outputs
 from bcseg_batch.settings import Settings, shaping_settings, written_outputs
 from bcseg_batch.store.parquet import check_parquet
 
@@ -45,6 +46,10 @@ class Engine:
     def placement(self) -> Placement:
         """Where the network runs; the first of several devices."""
         return self.predictors[0].placement
+
+    def pipeline(self, inputs: Inputs, outputs: Outputs, names: Names) -> Pipeline:
+        """Make the pipeline that reads from a place and writes to another, under these names."""
+        return Pipeline(self.predictors, outputs, names, self.options, inputs=inputs)
 
 
 def build_engine(settings: Settings) -> Engine:

@@ -34,9 +34,9 @@ from bcseg_batch.segment.placement import Placement, Segmented
 from bcseg_batch.segment.postprocess import probability
 from bcseg_batch.segment.tiling import Band, Raster
 from bcseg_batch.service.pictures import PictureOptions, pictures
+from bcseg_batch.service.places import Outputs
 from bcseg_batch.store.cell_table import encode_cells
 from bcseg_batch.store.names import cells_path
-from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.provenance import Provenance
 from bcseg_batch.store.raster import TiffRaster
 from bcseg_batch.store.tags import Tags
@@ -134,7 +134,7 @@ class Finisher:
         placement: where the network ran, for the record.
     """
 
-    def __init__(self, outputs: OutputFolder, options: FinishOptions, placement: Placement) -> None:
+    def __init__(self, outputs: Outputs, options: FinishOptions, placement: Placement) -> None:
         self._outputs = outputs
         self._options = options
         self._placement = placement

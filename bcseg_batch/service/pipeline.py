@@ -37,9 +37,9 @@ from bcseg_batch.service.finishing import (
     Undersized,
 )
 from bcseg_batch.service.lanes import Lane, Lanes, SmallerBatch
+from bcseg_batch.service.places import Fetch, InPlace, Outputs
 from bcseg_batch.service.room import NoRoom, Room
 from bcseg_batch.store.images import declared_pixels, decode_image
-from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.pixel_size import pixel_size_um
 from bcseg_batch.store.raster import TiffRaster, open_raster
 
@@ -108,6 +108,7 @@ class Pipeline:
         outputs: where masks and composites go.
         names: which input owns which output name.
         options: the rest.
+        inputs: brings the files to this machine.
         observe: told of each stage (`decode`, `network`, `write`) how many seconds it took for how
             many images; called from any thread.
         expects_company: asked, at a tick, whether more files may come within `max_wait_s`; where
@@ -119,10 +120,11 @@ class Pipeline:
     def __init__(
         self,
         predictors: Sequence[AnyPredictor],
-        outputs: OutputFolder,
+        outputs: Outputs,
         names: Names,
         options: PipelineOptions,
         *,
+        inputs: Fetch | None = None,
         observe: Observe = lambda _stage, _seconds, _images: None,
         expects_company: Callable[[], bool] = lambda: True,
         alive: Callable[[], None] = lambda: None,
@@ -138,6 +140,7 @@ class Pipeline:
         # Where one device takes batches only, it may be any image's.
         self._devices_resize = all(isinstance(one, TakesImages) for one in predictors)
         self.lanes = Lanes(predictors, options.batch_size)
+        self._inputs = inputs or InPlace()
         self.outputs = outputs
         self.names = names
         self.options = options
@@ -189,6 +192,7 @@ class Pipeline:
         """
         started_s = time.monotonic()
         options, size_px = self.options, self._input_size_px
+        file = self._inputs.fetch(file)
         pixels = declared_pixels(file.path, page=options.page)
         source: Source
         raster: Raster
@@ -223,6 +227,7 @@ class Pipeline:
     def let_go(self, image: str) -> None:
         """Give back what an image held, however it ended."""
         self.room.leave(image)
+        self._inputs.release(image)
         if (raster := self._rasters.pop(image, None)) is not None:
             raster.close()
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
 
-from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
-from bcseg_batch.intake.scan import IgnoredFile, scan_folder
+from bcseg_batch.intake.scan import IgnoredFile
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.segment.placement import AnyPredictor
 from bcseg_batch.service.folders import check_folders
-from bcseg_batch.service.pipeline import Pipeline, PipelineOptions
+from bcseg_batch.service.pipeline import Names, PipelineOptions
+from bcseg_batch.service.places import Inputs, LocalInputs, Outputs
 from bcseg_batch.service.tables import write_tables
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.outputs import OutputFolder
@@ -28,6 +26,23 @@ _CHANGED_ROUNDS = 2
 _CHANGED_PAUSE_S = 1.0
 # Ignored files beyond this many are counted and no longer named.
 _NAMED_IGNORED = 1000
+
+
+class Engine(Protocol):
+    """Maps inputs to outcomes: the pipeline on this machine, or the cluster."""
+
+    @property
+    def options(self) -> PipelineOptions:
+        """What decides how outputs look."""
+        ...
+
+    def process(self, files: Iterable[InputFile | None]) -> Iterator[Outcome]:
+        """Process files as they come and give an outcome for each."""
+        ...
+
+
+OpenEngine = Callable[[Inputs, Outputs, Names], Engine]
+"""Makes the engine that reads from a place and writes to another, under these names."""
 
 
 class Stop(Protocol):
@@ -94,8 +109,7 @@ def process_dir(
     source: Path,
     output: Path,
     *,
-    predictors: Sequence[AnyPredictor],
-    options: PipelineOptions,
+    engine: OpenEngine,
     rules: IgnoreRules,
     recursive: bool,
     overwrite: bool,
@@ -108,8 +122,7 @@ def process_dir(
     Args:
         source: the input folder.
         output: the output folder, made where it is missing.
-        predictors: run the network, each in a thread of its own.
-        options: of the pipeline.
+        engine: does the work.
         rules: what is an input.
         recursive: enter sub-folders.
         overwrite: do again what is done.
@@ -127,6 +140,7 @@ def process_dir(
     """
     started_s = time.monotonic()
     check_folders(source, output)
+    inputs = LocalInputs(source)
     with OutputFolder(output) as outputs, ResultsLog(output) as results:
         for sentence in results.repaired:
             logger.warning("{}", sentence)
@@ -134,20 +148,27 @@ def process_dir(
         for image, known in results.images():
             if known.mask:
                 names.hold(image, name_of_mask(known.mask))
-        run = _Run(Pipeline(predictors, outputs, names, options), outputs, results, stop, progress)
-        inputs = list(_inputs(source, rules, recursive, run.summary))
+        run = _Run(
+            inputs,
+            engine(inputs, outputs, names),
+            outputs,
+            results,
+            stop=stop,
+            progress=progress,
+        )
+        files = list(_listed(inputs, rules, recursive, run.summary))
         for missed in run.summary.ignored_names:
             if missed.missed:
                 logger.warning("ignored: {!r}: {}", missed.image, missed.reason)
-        progress.start(len(inputs))
+        progress.start(len(files))
         try:
-            changed = run.drain(inputs, skip_current=not overwrite)
+            changed = run.drain(files, skip_current=not overwrite)
             for _ in range(_CHANGED_ROUNDS):
                 if stop.requested or not changed:
                     break
                 pause(_CHANGED_PAUSE_S)
                 # Seen anew: what has settled meanwhile is done now, what has gone stays behind.
-                there = {o.image: f for o in changed if (f := _look_again(source, o.image))}
+                there = {o.image: f for o in changed if (f := inputs.look_again(o.image))}
                 gone = [outcome for outcome in changed if outcome.image not in there]
                 changed = gone + (run.drain(there.values()) if there else [])
             for outcome in changed:
@@ -155,26 +176,30 @@ def process_dir(
         finally:
             results.write_csv()
             tables = (known.cells for _, known in sorted(results.images()) if known.cells)
-            write_tables(output, options, tables)
-        run.summary.left = len(inputs) - run.through
+            write_tables(output, run.options, tables)
+        run.summary.left = len(files) - run.through
     run.summary.seconds = time.monotonic() - started_s
     return run.summary
 
 
 class _Run:
-    """Feeds the pipeline, records what comes out of it, and counts."""
+    """Feeds the engine, records what comes out of it, and counts."""
 
     def __init__(
         self,
-        pipeline: Pipeline,
-        outputs: OutputFolder,
+        inputs: Inputs,
+        engine: Engine,
+        outputs: Outputs,
         results: ResultsLog,
+        *,
         stop: Stop,
         progress: Progress,
     ) -> None:
         self.summary = Summary()
         self.through = 0
-        self._pipeline = pipeline
+        self.options = engine.options
+        self._inputs = inputs
+        self._engine = engine
         self._outputs = outputs
         self._results = results
         self._stop = stop
@@ -183,7 +208,7 @@ class _Run:
     def _not_current(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
         for file in files:
             known = self._results.known(file.image)
-            if known and is_current(file, known, self._pipeline.options, self._outputs):
+            if known and is_current(file, known, self.options, self._inputs, self._outputs):
                 self.summary.skipped += 1
                 self.through += 1
                 self._progress.advance(None)
@@ -201,7 +226,7 @@ class _Run:
         # The stop is asked before each look at an earlier record, which may read the whole file.
         wanted = self._until_stopped(files)
         wanted = self._not_current(wanted) if skip_current else wanted
-        for outcome in self._pipeline.process(self._disowning(wanted)):
+        for outcome in self._engine.process(self._disowning(wanted)):
             if outcome.status is Status.SKIPPED:
                 changed.append(outcome)
             else:
@@ -248,7 +273,7 @@ class _Run:
 
 
 def is_current(
-    file: InputFile, known: Known, options: PipelineOptions, outputs: OutputFolder
+    file: InputFile, known: Known, options: PipelineOptions, inputs: Inputs, outputs: Outputs
 ) -> bool:
     """Decide whether an earlier record still holds.
 
@@ -264,41 +289,21 @@ def is_current(
         or not all(outputs.exists(path) for path in known.outputs)
     ):
         return False
-    if known.mtime_ns == file.mtime_ns:
-        return True
-    try:
-        with file.path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest() == known.sha256
-    except OSError:
-        return False  # the pipeline finds out, and says, what is wrong with it
+    # One that cannot be read is not current: the engine finds out, and says, what is wrong.
+    return known.mtime_ns == file.mtime_ns or inputs.sha256(file) == known.sha256
 
 
-def _inputs(
-    source: Path, rules: IgnoreRules, recursive: bool, summary: Summary
+def _listed(
+    inputs: Inputs, rules: IgnoreRules, recursive: bool, summary: Summary
 ) -> Iterator[InputFile]:
-    try:
-        for found in scan_folder(source, rules, recursive=recursive):
-            if isinstance(found, InputFile):
-                yield found
-                continue
-            summary.ignored += 1
-            summary.missed += found.missed
-            if len(summary.ignored_names) < _NAMED_IGNORED:
-                summary.ignored_names.append(found)
-    except OSError as error:
-        raise UsageError(
-            f"the input folder {str(source)!r} cannot be listed: {error.strerror}: give this user "
-            "the right to read it"
-        ) from error
-
-
-def _look_again(source: Path, image: str) -> InputFile | None:
-    path = source / image
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return InputFile(path, image, facts.st_size, facts.st_mtime_ns)
+    for found in inputs.scan(rules, recursive=recursive):
+        if isinstance(found, InputFile):
+            yield found
+            continue
+        summary.ignored += 1
+        summary.missed += found.missed
+        if len(summary.ignored_names) < _NAMED_IGNORED:
+            summary.ignored_names.append(found)
 
 
 def _count(summary: Summary, outcome: Outcome) -> None:
