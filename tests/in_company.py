@@ -1,13 +1,15 @@
-"""What each of several processes does in tests/test_processes.py: `python in_company.py OUT`.
+"""What each of several processes does in tests/test_processes.py.
 
-Each takes its part of joined batches; the first one writes what came out to OUT.
+`python in_company.py OUT` takes its part of joined batches; the first process writes what came out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.spec import Norm
-from bcseg_training import processes
+from bcseg_training import cli, processes
 from bcseg_training.batchnorm import share_batch_norms
 from bcseg_training.losses import LossName, loss_function, of_one_process
 
@@ -91,6 +93,18 @@ def came_to(
 def alone(case: Case) -> dict[str, Tensor]:
     """Give what one process comes to."""
     return came_to(case, case.network(), case.batch(), of_one_process)
+
+
+def command(environ: dict[str, str], arguments: list[str], said: Connection) -> None:
+    """Run `bcseg-train ARGUMENTS` in a process of its own; what it says goes through a pipe."""
+    os.environ.update(environ)
+    for number in (1, 2):
+        os.dup2(said.fileno(), number)
+    said.close()
+    # The streams of the process that this one was forked from may have another kind of file.
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 - until the process ends
+    sys.argv = ["bcseg-train", *arguments]
+    cli.main()
 
 
 def main(out: Path) -> None:

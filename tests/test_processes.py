@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
 
+import in_company
 import numpy as np
 import pytest
 import torch
@@ -77,62 +81,66 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_blots(tmp_path_factory.mktemp("blots"), train=9, val=3, side_px=72)
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[ForkServerContext]:
+    """Processes are forked from one that has already imported all, which takes seconds each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["in_company", "bcseg_training.train", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # and no thread that a fork would lose
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    yield context
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
+
+
 class Ranks:
     """Processes that are started one by one, as a cluster's own launcher does.
 
     Args:
+        nursery: where they come from.
         arguments: of `bcseg-train`, for each process.
-        folder: for what they say.
     """
 
-    def __init__(self, arguments: list[list[str]], folder: Path) -> None:
+    def __init__(self, nursery: ForkServerContext, arguments: list[list[str]]) -> None:
         # Held here, and so on a port that is surely free.
         self._store = TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=90)
         )
-        self.processes: list[subprocess.Popen[str]] = []
-        self._said: list[Path] = []
+        self.processes = []
+        self._said: list[IO[str]] = []
         for rank, given in enumerate(arguments):
-            self._said.append(folder / f"said.{rank}")
-            with self._said[-1].open("w") as said:
-                self.processes.append(self._start(rank, len(arguments), given, said))
-
-    def _start(
-        self, rank: int, count: int, arguments: list[str], said: IO[str]
-    ) -> subprocess.Popen[str]:
-        env = environment(
-            LOCAL_RANK=str(rank),
-            RANK=str(rank),
-            WORLD_SIZE=str(count),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(self._store.port),
-            TORCHELASTIC_USE_AGENT_STORE="True",
-        )
-        return subprocess.Popen(
-            [sys.executable, "-m", "bcseg_training.cli", *arguments],
-            env=env,
-            stdout=said,
-            stderr=subprocess.PIPE if rank == 0 else said,
-            text=True,
-        )
+            environ = {
+                **LAUNCHED,
+                "LOCAL_RANK": str(rank),
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(arguments)),
+                "MASTER_PORT": str(self._store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }
+            reader, writer = nursery.Pipe(duplex=False)
+            process = nursery.Process(target=in_company.command, args=(environ, given, writer))
+            process.start()
+            writer.close()
+            self.processes.append(process)
+            self._said.append(os.fdopen(os.dup(reader.fileno()), encoding="utf-8"))
+            reader.close()
 
     def wait_for(self, words: str) -> None:
         """Wait until the first process says something."""
-        stream = self.processes[0].stderr
-        assert stream is not None
         before = []
-        for line in stream:
+        for line in self._said[0]:
             before.append(line)
             if words in line:
                 return
         pytest.fail("".join(before))
 
-    def end(self) -> tuple[list[int], list[str]]:
-        """Wait for all; give their exit codes, and what each has said."""
-        _, last = self.processes[0].communicate(timeout=90)
-        codes = [process.wait(timeout=90) for process in self.processes]
-        said = [path.read_text() for path in self._said]
-        return codes, [said[0] + last, *said[1:]]
+    def end(self) -> tuple[list[int | None], list[str]]:
+        """Wait for all; give their exit codes, and what each has said since `wait_for`."""
+        said = [stream.read() for stream in self._said]
+        for process in self.processes:
+            process.join()
+        return [process.exitcode for process in self.processes], said
 
     def __enter__(self) -> Ranks:
         return self
@@ -140,9 +148,9 @@ class Ranks:
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
             process.kill()
-            process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
+            process.join()
+        for stream in self._said:
+            stream.close()
 
 
 def epochs_of(out: Path) -> list[dict[str, float]]:
@@ -348,9 +356,9 @@ def test_two_then_one_then_three_processes_train_as_one(dataset: Path, tmp_path:
         out = tmp_path / "out"
         launch = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes=2"]
         launch += ["--main_process_port=0", "-m", "bcseg_training.cli"]
-        self_said = launched([*launch, *command(dataset, out, stop_after_epoch=2)])
-        assert self_said.count("best epoch ") == 1
-        assert self_said.count("epoch 2 of 4: loss ") == 1
+        said = launched([*launch, *command(dataset, out, stop_after_epoch=2)])
+        assert said.count("best epoch ") == 1
+        assert said.count("epoch 2 of 4: loss ") == 1
         train(plan, out, resume=True, stop_after_epoch=3)
     finally:
         torch.set_num_threads(threads)
@@ -378,21 +386,23 @@ def launched(arguments: list[object]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_stop_or_a_death_of_one_ends_all_and_is_resumed(dataset: Path, tmp_path: Path) -> None:
+def test_a_stop_or_a_death_of_one_ends_all_and_is_resumed(
+    nursery: ForkServerContext, dataset: Path, tmp_path: Path
+) -> None:
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     # Long enough to be met in the middle; the second process has another folder to write to.
     options = {"epochs": 500, "crops_per_image": 4, "loader_processes": 1}
     arguments = [command(dataset, folder, **options) for folder in (out, elsewhere)]
-    with Ranks(arguments, tmp_path) as ranks:
+    with Ranks(nursery, arguments) as ranks:
         ranks.wait_for("epoch 1 of 500")
-        ranks.processes[1].send_signal(signal.SIGTERM)
+        os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
         codes, said = ranks.end()
     assert codes == [128 + signal.SIGTERM] * 2, said
     assert "stopped by SIGTERM: the same command with --resume" in said[0]
     assert said[1] == ""
     stopped = len(epochs_of(out))
 
-    with Ranks([[*given, "--resume"] for given in arguments], tmp_path) as ranks:
+    with Ranks(nursery, [[*given, "--resume"] for given in arguments]) as ranks:
         ranks.wait_for(f"epoch {stopped + 1} of 500")
         ranks.processes[1].kill()
         codes, said = ranks.end()
@@ -412,12 +422,12 @@ def test_a_stop_or_a_death_of_one_ends_all_and_is_resumed(dataset: Path, tmp_pat
 
 @pytest.mark.slow
 def test_what_one_process_finds_amiss_ends_all_and_is_told_once(
-    dataset: Path, tmp_path: Path
+    nursery: ForkServerContext, dataset: Path, tmp_path: Path
 ) -> None:
     other = write_blots(tmp_path / dataset.name, train=9, val=3, side_px=72)
     write_pair(other / "train", "smear0", *blots(99, (72, 72)))
     arguments = [command(folder, tmp_path / "out", epochs=1) for folder in (dataset, other)]
-    with Ranks(arguments, tmp_path) as ranks:
+    with Ranks(nursery, arguments) as ranks:
         codes, said = ranks.end()
     assert codes == [2, 2], said
     assert said[0] == ""
