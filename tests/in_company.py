@@ -1,17 +1,15 @@
-"""What each of several processes does in tests/test_processes.py.
-
-`python in_company.py OUT` takes its part of joined batches; the first process writes what came out.
-"""
+"""What each of several processes does in tests/test_processes.py."""
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,8 @@ from bcseg_batch.segment.spec import Norm
 from bcseg_training import cli, processes
 from bcseg_training.batchnorm import share_batch_norms
 from bcseg_training.losses import LossName, loss_function, of_one_process
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,34 +95,33 @@ def alone(case: Case) -> dict[str, Tensor]:
     return came_to(case, case.network(), case.batch(), of_one_process)
 
 
-def command(environ: dict[str, str], arguments: list[str], said: Connection) -> None:
-    """Run `bcseg-train ARGUMENTS` in a process of its own; what it says goes through a pipe."""
-    os.environ.update(environ)
-    for number in (1, 2):
-        os.dup2(said.fileno(), number)
-    said.close()
-    # The streams of the process that this one was forked from may have another kind of file.
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 - until the process ends
+def command(arguments: list[str]) -> None:
+    """Run `bcseg-train ARGUMENTS`."""
     sys.argv = ["bcseg-train", *arguments]
     cli.main()
 
 
-def main(out: Path) -> None:
-    """Take part in all cases."""
+def all_cases(out: Path) -> None:
+    """Take part in all cases; the first process writes what came out."""
     accelerator = processes.open_accelerator()
     found = []
     for case in CASES:
         model = case.network()
         share_batch_norms(model)
-        parts = [
-            tensor[accelerator.process_index :: accelerator.num_processes]
-            for tensor in case.batch()
-        ]
+        parts = [processes.part_of(tensor, accelerator) for tensor in case.batch()]
         found.append(came_to(case, accelerator.prepare(model), parts, processes.total))
     if accelerator.is_main_process:
         torch.save(found, out)
     processes.close(accelerator)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def become(environ: dict[str, str], said: Connection, act: Callable[[T], None], given: T) -> None:
+    """Do something in a process of its own; what it says goes through a pipe."""
+    os.environ.update(environ)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as usual
+    for number in (1, 2):
+        os.dup2(said.fileno(), number)
+    said.close()
+    # The streams of the process that this one was forked from may have another kind of file.
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115 - until the process ends
+    act(given)

@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, TypeVar
 
 import in_company
 import numpy as np
@@ -40,6 +40,7 @@ LAUNCHED = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
 }
+T = TypeVar("T")
 BIN = Path(sys.executable).parent
 # Rounding differs from the first step on, and AdamW turns a gradient that is almost 0 into a whole
 # step in either direction. Another order of the sums in one process moves a loss by 5e-4; batch
@@ -99,27 +100,30 @@ class Ranks:
 
     Args:
         nursery: where they come from.
-        arguments: of `bcseg-train`, for each process.
+        act: what they do, of `in_company`.
+        given: to `act`, for each process.
     """
 
-    def __init__(self, nursery: ForkServerContext, arguments: list[list[str]]) -> None:
+    def __init__(
+        self, nursery: ForkServerContext, act: Callable[[T], None], given: list[T]
+    ) -> None:
         # Held here, and so on a port that is surely free.
         self._store = TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=90)
         )
         self.processes = []
         self._said: list[IO[str]] = []
-        for rank, given in enumerate(arguments):
+        for rank, one in enumerate(given):
             environ = {
                 **LAUNCHED,
                 "LOCAL_RANK": str(rank),
                 "RANK": str(rank),
-                "WORLD_SIZE": str(len(arguments)),
+                "WORLD_SIZE": str(len(given)),
                 "MASTER_PORT": str(self._store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
             }
             reader, writer = nursery.Pipe(duplex=False)
-            process = nursery.Process(target=in_company.command, args=(environ, given, writer))
+            process = nursery.Process(target=in_company.become, args=(environ, writer, act, one))
             process.start()
             writer.close()
             self.processes.append(process)
@@ -319,17 +323,11 @@ def test_a_shared_batch_norm_judges_as_a_plain_one() -> None:
 
 @pytest.mark.slow
 def test_losses_gradients_and_batch_statistics_are_those_of_the_joined_batch(
-    tmp_path: Path,
+    nursery: ForkServerContext, tmp_path: Path
 ) -> None:
-    script = Path(__file__).with_name("in_company.py")
-    done = subprocess.run(
-        [BIN / "torchrun", "--standalone", "--nproc-per-node=3", script, tmp_path / "found"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with Ranks(nursery, in_company.all_cases, [tmp_path / "found"] * 3) as ranks:
+        codes, said = ranks.end()
+    assert codes == [0, 0, 0], said
     found = torch.load(tmp_path / "found")
 
     def difference(case: Case, ours: dict[str, torch.Tensor]) -> float:
@@ -347,7 +345,9 @@ def test_losses_gradients_and_batch_statistics_are_those_of_the_joined_batch(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_then_one_then_three_processes_train_as_one(dataset: Path, tmp_path: Path) -> None:
+def test_two_then_one_then_three_processes_train_as_one(
+    nursery: ForkServerContext, dataset: Path, tmp_path: Path
+) -> None:
     plan = TrainingPlan(dataset=dataset, **OPTIONS)  # type: ignore[arg-type]  # by name
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -362,8 +362,13 @@ def test_two_then_one_then_three_processes_train_as_one(dataset: Path, tmp_path:
         train(plan, out, resume=True, stop_after_epoch=3)
     finally:
         torch.set_num_threads(threads)
-    launch = [BIN / "torchrun", "--standalone", "--nproc-per-node=3", "-m", "bcseg_training.cli"]
-    assert launched([*launch, *command(dataset, out), "--resume"]).count("resuming after") == 1
+    with Ranks(
+        nursery, in_company.command, [[*command(dataset, out), "--resume"] for _ in range(3)]
+    ) as ranks:
+        codes, told = ranks.end()
+    assert codes == [0, 0, 0], told
+    assert "resuming after epoch 3 of 4" in told[0]
+    assert told[1:] == ["", ""]
     assert_same_curve(out, tmp_path / "whole")
     assert_same_weights(out, tmp_path / "whole")
     names = [sorted(p.name for p in folder.iterdir()) for folder in (out, tmp_path / "whole")]
@@ -393,16 +398,19 @@ def test_a_stop_or_a_death_of_one_ends_all_and_is_resumed(
     # Long enough to be met in the middle; the second process has another folder to write to.
     options = {"epochs": 500, "crops_per_image": 4, "loader_processes": 1}
     arguments = [command(dataset, folder, **options) for folder in (out, elsewhere)]
-    with Ranks(nursery, arguments) as ranks:
+    with Ranks(nursery, in_company.command, arguments) as ranks:
         ranks.wait_for("epoch 1 of 500")
-        os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
+        pid = ranks.processes[1].pid
+        loaders = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (*loaders, pid):  # as torchrun does
+            os.kill(int(each or 0), signal.SIGTERM)
         codes, said = ranks.end()
     assert codes == [128 + signal.SIGTERM] * 2, said
     assert "stopped by SIGTERM: the same command with --resume" in said[0]
     assert said[1] == ""
     stopped = len(epochs_of(out))
 
-    with Ranks(nursery, [[*given, "--resume"] for given in arguments]) as ranks:
+    with Ranks(nursery, in_company.command, [[*given, "--resume"] for given in arguments]) as ranks:
         ranks.wait_for(f"epoch {stopped + 1} of 500")
         ranks.processes[1].kill()
         codes, said = ranks.end()
@@ -427,7 +435,7 @@ def test_what_one_process_finds_amiss_ends_all_and_is_told_once(
     other = write_blots(tmp_path / dataset.name, train=9, val=3, side_px=72)
     write_pair(other / "train", "smear0", *blots(99, (72, 72)))
     arguments = [command(folder, tmp_path / "out", epochs=1) for folder in (dataset, other)]
-    with Ranks(nursery, arguments) as ranks:
+    with Ranks(nursery, in_company.command, arguments) as ranks:
         codes, said = ranks.end()
     assert codes == [2, 2], said
     assert said[0] == ""

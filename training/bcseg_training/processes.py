@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from bcseg_batch.errors import BcsegError, DeviceError, SettingsError, UsageError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Any)  # what can be sliced: a sequence, or a tensor
 
 # What torchrun and `accelerate launch` tell each process that they start.
 _LAUNCHED = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -63,9 +64,10 @@ def total(tensor: Tensor) -> Tensor:
     return summed
 
 
-def part_of(items: Sequence[T], accelerator: Accelerator) -> Sequence[T]:
+def part_of(items: S, accelerator: Accelerator) -> S:
     """Give this process's part of what all share: parts differ by one item at most."""
-    return items[accelerator.process_index :: accelerator.num_processes]
+    part: S = items[accelerator.process_index :: accelerator.num_processes]
+    return part
 
 
 def check_launch(environ: Mapping[str, str], *, gpus: int) -> bool:
