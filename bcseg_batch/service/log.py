@@ -48,19 +48,21 @@ class _ToLoguru(logging.Handler):
         logger.opt(exception=record.exc_info).log(level, "{}: {}", record.name, record.getMessage())
 
 
-def log_to_terminal(console: Console, *, level: str = "INFO") -> None:
+def log_to_terminal(console: Console, *, level: str = "INFO", speaker: str = "") -> None:
     """Send all log lines to a console, above a progress bar where one is shown.
 
     Args:
         console: on standard error.
         level: the least that is shown.
+        speaker: stands before each message, where several processes share the terminal.
     """
 
     def write(message: Message) -> None:
         _print(console, str(message).rstrip("\n"), message.record["level"].name)
 
+    line = _LINE.replace("{message}", speaker + "{message}")
     logger.remove()
-    logger.add(write, level=level, format=_LINE, backtrace=False, diagnose=False)
+    logger.add(write, level=level, format=line, backtrace=False, diagnose=False)
     _take_in_libraries()
 
 

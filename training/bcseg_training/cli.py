@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
 import math
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -189,12 +190,18 @@ def train_command(
 
     from bcseg_batch.allocator import keep_freed_memory
     from bcseg_batch.service.log import log_to_terminal
+    from bcseg_training.processes import close, open_accelerator
     from bcseg_training.progress import TrainingBar
     from bcseg_training.train import TrainingPlan, train
 
     keep_freed_memory()
     console = Console(stderr=True)
-    log_to_terminal(console)
+    rank = _rank()
+    # Of many processes one tells how it goes, and the others what is amiss.
+    log_to_terminal(
+        console, level="WARNING" if rank else "INFO", speaker=f"process {rank}: " if rank else ""
+    )
+    accelerator = open_accelerator()
     plan = TrainingPlan(
         dataset=dataset,
         epochs=epochs,
@@ -216,7 +223,7 @@ def train_command(
         items=items,
         init=init,
     )
-    with TrainingBar(epochs, console) as bar:
+    with TrainingBar(epochs, Console(quiet=True) if rank else console) as bar:
         history = train(
             plan,
             out,
@@ -224,7 +231,11 @@ def train_command(
             stop_after_epoch=stop_after_epoch,
             num_workers=loader_processes,
             progress=bar,
+            accelerator=accelerator,
         )
+    close(accelerator)
+    if rank:
+        return
     best = max(history, key=lambda result: result.dice)
     typer.echo(f"best epoch {best.epoch}: Dice {best.dice:.4f}, IoU {best.iou:.4f}: {out}")
 
@@ -376,7 +387,14 @@ def synth_command(
 
 def main() -> None:
     """Run the command line; `command_line.run` says how it ends."""
-    run(_app_of_whole_installation, "bcseg-train")
+    rank = _rank()
+    run(_app_of_whole_installation, f"bcseg-train (process {rank})" if rank else "bcseg-train")
+
+
+def _rank() -> int:
+    """Say which of the processes this is that a launcher has started; 0 where there is one."""
+    number = os.environ.get("RANK", "") if "LOCAL_RANK" in os.environ else ""
+    return int(number) if number.isdecimal() else 0
 
 
 def _app_of_whole_installation() -> None:

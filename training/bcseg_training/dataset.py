@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler, default_collate
 
 from bcseg_batch.errors import ImageError, UsageError
 from bcseg_batch.segment.preprocess import resize_rgb, to_network_input
@@ -262,3 +262,49 @@ class EpochSampler(Sampler[Any]):
         """Yield `(epoch, item)`; the image of an item is `item % length`."""
         order = np.random.default_rng([self._seed, self.epoch]).permutation(self._items)
         return iter([(self.epoch, int(item)) for item in order])
+
+
+class SharedBatches(Sampler[Any]):
+    """Cuts the keys of an epoch into batches, and gives one process's part of each.
+
+    The batches are those of a single process, whatever the number of processes. Parts of a batch
+    differ by one item at most, and those of a short last batch may be empty.
+
+    Args:
+        sampler: gives the keys.
+        batch_size: of the whole batch.
+        process: that takes part, counted from 0.
+        processes: that share each batch.
+    """
+
+    def __init__(
+        self, sampler: EpochSampler, *, batch_size: int, process: int, processes: int
+    ) -> None:
+        self._batches = BatchSampler(sampler, batch_size=batch_size, drop_last=False)
+        self._process = process
+        self._processes = processes
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield the keys of each part."""
+        for batch in self._batches:
+            yield batch[self._process :: self._processes]
+
+
+class Collate:
+    """Stacks the items of a batch; where there are none, gives tensors of no items.
+
+    Args:
+        item_shapes: of image, target and weight.
+    """
+
+    def __init__(self, item_shapes: tuple[tuple[int, ...], ...]) -> None:
+        self._item_shapes = item_shapes
+
+    def __call__(self, items: list[Any]) -> Any:
+        """Give float32 tensors (N, ...)."""
+        if items:
+            return default_collate(items)
+        return [torch.zeros(0, *shape) for shape in self._item_shapes]

@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from loguru import logger
-from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from bcseg_batch.errors import CheckpointError, UsageError
 from bcseg_batch.segment.checkpoint import load_checkpoint, save_checkpoint
@@ -26,11 +26,15 @@ from bcseg_batch.segment.placement import Placement
 from bcseg_batch.segment.predictor import Predictor
 from bcseg_batch.segment.spec import ModelSpec, Norm
 from bcseg_batch.store.outputs import output_error, write_whole
+from bcseg_training import processes
 from bcseg_training.augment import Recipe
+from bcseg_training.batchnorm import share_batch_norms
 from bcseg_training.dataset import (
+    Collate,
     EpochSampler,
     Pair,
     SegmentationDataset,
+    SharedBatches,
     files_digest,
     pair_files,
     read_pair,
@@ -38,7 +42,7 @@ from bcseg_training.dataset import (
     validation_folder,
 )
 from bcseg_training.evaluate import mean_scores, predict_and_score
-from bcseg_training.losses import LossName, loss_function
+from bcseg_training.losses import Loss, LossName, loss_function
 from bcseg_training.mixture import (
     MixtureDataset,
     boxed_files,
@@ -248,7 +252,9 @@ def train(
         stop_after_epoch: stop early, to be resumed later.
         num_workers: processes that augment; 0 does it between the steps.
         progress: told of each step and epoch.
-        accelerator: made here where it is not given.
+        accelerator: of this process; made here where it is not given. Where a launcher has started
+            several processes, the plan's batch is shared among them, which changes the result by
+            rounding alone; only the first one writes and tells.
 
     Returns:
         One result for each epoch, those before a resume included.
@@ -258,25 +264,53 @@ def train(
             training, or one on other files.
         CheckpointError: the state to resume from is damaged, or `init` cannot be loaded.
         OutputError: `out` cannot be written.
+        SettingsError: a launcher has started several processes that cannot work together.
+        DeviceError: one of several processes has died.
+        SystemExit: one of several processes was told to stop, or has raised one of the above; that
+            one alone raises it.
     """
-    progress = progress or Silent()
-    accelerator = accelerator or Accelerator()
-    check_sizes(plan, processes=accelerator.num_processes)
-    set_seed(plan.seed)
-    validation = _sound_pairs(validation_folder(plan.dataset))
-    dataset, sampler = _items_of(plan)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=BatchSampler(
-            sampler, batch_size=plan.batch_size // accelerator.num_processes, drop_last=False
-        ),
-        num_workers=num_workers,
+    accelerator = accelerator or processes.open_accelerator()
+    if progress is None or not accelerator.is_main_process:
+        progress = Silent()
+    with processes.loss_told(accelerator), processes.StopSignals(accelerator) as stop:
+        return _train(
+            plan,
+            out,
+            resume=resume,
+            stop_after_epoch=stop_after_epoch,
+            num_workers=num_workers,
+            progress=progress,
+            accelerator=accelerator,
+            stop=stop,
+        )
+
+
+def _train(
+    plan: TrainingPlan,
+    out: Path,
+    *,
+    resume: bool,
+    stop_after_epoch: int | None,
+    num_workers: int,
+    progress: Progress,
+    accelerator: Accelerator,
+    stop: processes.StopSignals,
+) -> list[EpochResult]:
+    with processes.together(accelerator):
+        check_sizes(plan, processes=accelerator.num_processes)
+        set_seed(plan.seed)
+        validation = _sound_pairs(validation_folder(plan.dataset))
+        dataset, sampler = _items_of(plan)
+        model = UNet(
+            out_channels=len(plan.class_names), width=plan.width, depth=plan.depth, norm=plan.norm
+        )
+        if plan.init is not None:
+            start_from(model, plan.init)
+        sources = source_digests(plan)
+    processes.check_same(
+        {**plan.as_json(), "files": [digest for _, digest in sources]}, accelerator
     )
-    model = UNet(
-        out_channels=len(plan.class_names), width=plan.width, depth=plan.depth, norm=plan.norm
-    )
-    if plan.init is not None:
-        start_from(model, plan.init)
+    loader = _loader_of(plan, dataset, sampler, accelerator, num_workers)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
     average = WeightAverage(model, plan.ema)
@@ -288,55 +322,106 @@ def train(
         **({} if accelerator.scaler is None else {"scaler": accelerator.scaler}),
     }
 
-    sources = source_digests(plan)
-    history = _restore(out, plan, resume, sources, parts)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    state: dict[str, Any] | None = None
+    with processes.together(accelerator):
+        if accelerator.is_main_process:
+            state = _read_state(out, plan, resume, sources)
+    state = processes.from_main(state, accelerator)
+    with processes.together(accelerator):
+        history = _take_up(out, state, parts)
+    if history:
+        logger.info("resuming after epoch {} of {}", len(history), plan.epochs)
+    if accelerator.num_processes > 1:
+        share_batch_norms(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
     average.model.to(accelerator.device)
-    steps_an_epoch = len(loader)
-    loss_of = loss_function(plan.loss)
+    loss_of = loss_function(plan.loss, processes.total)
 
     last_epoch = min(plan.epochs, stop_after_epoch or plan.epochs)
     for epoch in range(len(history), last_epoch):
         sampler.epoch = epoch
         model.train()
         total = 0.0
-        for step, (image, target, weight) in enumerate(loader):
-            rate = learning_rate(plan, epoch * steps_an_epoch + step, plan.epochs * steps_an_epoch)
+        for step, batch in enumerate(loader):
+            stop.check()
+            rate = learning_rate(plan, epoch * len(loader) + step, plan.epochs * len(loader))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            image = image.to(memory_format=torch.channels_last)  # noqa: PLW2901 - same image, other strides
-            with accelerator.autocast():
-                logits = model(image)
-            loss = loss_of(logits.float(), target, weight)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss = _step(model, optimizer, accelerator, loss_of, batch)
             average.update(accelerator.unwrap_model(model))
-            mean_loss = float(accelerator.reduce(loss.detach(), reduction="mean"))
-            if not math.isfinite(mean_loss):
-                raise UsageError(
-                    f"the training diverged in epoch {epoch + 1}: the loss is {mean_loss}: lower "
-                    "--lr; the checkpoints of the epochs before are whole"
-                )
-            total += mean_loss
-            progress.on_step(epoch, step + 1, steps_an_epoch, total / (step + 1))
-        if accelerator.is_main_process:
-            scores = mean_scores(
-                [
-                    judged.score
-                    for judged in predict_and_score(
-                        _validation_predictor(average.model, accelerator, plan), validation
+            # All processes have the same loss, and so the same opinion of it.
+            if not math.isfinite(loss):
+                with processes.together(accelerator):
+                    raise UsageError(
+                        f"the training diverged in epoch {epoch + 1}: the loss is {loss}: lower "
+                        "--lr; the checkpoints of the epochs before are whole"
                     )
-                ]
-            )
-            result = EpochResult(epoch + 1, total / steps_an_epoch, scores.dice, scores.iou)
-            history.append(result)
-            _save_epoch(out, plan, history, average.model, sources, parts)
-            progress.on_epoch(result)
-        else:
-            history.append(EpochResult(epoch + 1, total / steps_an_epoch, 0.0, 0.0))
-        accelerator.wait_for_everyone()
+            total += loss
+            progress.on_step(epoch, step + 1, len(loader), total / (step + 1))
+        dice, iou = _validate(average.model, accelerator, plan, validation)
+        history.append(EpochResult(epoch + 1, total / len(loader), dice, iou))
+        with processes.together(accelerator):
+            if accelerator.is_main_process:
+                _save_epoch(out, plan, history, average.model, sources, parts)
+                progress.on_epoch(history[-1])
     return history
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    loss_of: Loss,
+    batch: list[Tensor],
+) -> float:
+    """Take one step, and give the loss of the whole batch before it."""
+    image, target, weight = (tensor.to(accelerator.device) for tensor in batch)
+    image = image.to(memory_format=torch.channels_last)
+    with accelerator.autocast():
+        logits = model(image)
+    loss = loss_of(logits.float(), target, weight)
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def _loader_of(
+    plan: TrainingPlan,
+    dataset: Dataset[Any],
+    sampler: EpochSampler,
+    accelerator: Accelerator,
+    num_workers: int,
+) -> DataLoader[Any]:
+    batches = SharedBatches(
+        sampler,
+        batch_size=plan.batch_size,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    size, channels = (plan.crop_px, plan.crop_px), len(plan.class_names)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=Collate(((3, *size), (channels, *size), (channels, *size))),
+        num_workers=num_workers,
+        worker_init_fn=(processes.ignore_stop_signals if accelerator.num_processes > 1 else None),
+    )
+
+
+def _validate(
+    model: nn.Module, accelerator: Accelerator, plan: TrainingPlan, pairs: tuple[Pair, ...]
+) -> tuple[float, float]:
+    """Give mean Dice and IoU; each process judges its part, and all get the same means."""
+    with processes.together(accelerator):
+        mine = processes.part_of(range(len(pairs)), accelerator)
+        predictor = _validation_predictor(model, accelerator, plan)
+        judged = predict_and_score(predictor, [pairs[index] for index in mine])
+        scored = [(index, one.score) for index, one in zip(mine, judged, strict=True)]
+    by_index = dict(processes.gather(scored, accelerator))
+    # Summed in the order of one process, to the last bit of the mean.
+    scores = mean_scores([by_index[index] for index in range(len(pairs))])
+    return scores.dice, scores.iou
 
 
 def _sound_pairs(folder: Path) -> tuple[Pair, ...]:
@@ -413,10 +498,10 @@ def check_sizes(plan: TrainingPlan, *, processes: int = 1) -> None:
     Raises:
         UsageError: they do not.
     """
-    if plan.batch_size % processes:
+    if plan.batch_size < processes:
         raise UsageError(
-            f"batch_size is {plan.batch_size}, which {processes} processes cannot share evenly: "
-            f"give a multiple of {processes}"
+            f"batch_size is {plan.batch_size}, which {processes} processes cannot share: give at "
+            f"least {processes}, or start fewer processes"
         )
     halved = 2**plan.depth
     for name in ("input_size_px", "crop_px"):
@@ -441,13 +526,10 @@ def _validation_predictor(
     return Predictor(copy.deepcopy(model), placement, plan.input_size_px)
 
 
-def _restore(
-    out: Path,
-    plan: TrainingPlan,
-    resume: bool,
-    sources: list[tuple[Path, str]],
-    parts: dict[str, _Stateful],
-) -> list[EpochResult]:
+def _read_state(
+    out: Path, plan: TrainingPlan, resume: bool, sources: list[tuple[Path, str]]
+) -> dict[str, Any] | None:
+    """Look whether `out` may be written to, and read the state that lies there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -457,20 +539,28 @@ def _restore(
             f"{out} holds a training already: continue it with --resume, or name another folder"
         )
     if not (out / STATE).exists():
-        return []
+        return None
     with _damage_told(out):
-        state = torch.load(out / STATE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)
         before: dict[str, Any] = state["plan"]
         # A state of version 0.1.0 says nothing of the files.
         trained_on: list[str] = state.get("sources", [digest for _, digest in sources])
-        history = [EpochResult(**epoch) for epoch in state["history"]]
     _check_same_training(out, plan, before)
     _check_same_files(out, sources, trained_on)
+    return state
+
+
+def _take_up(
+    out: Path, state: dict[str, Any] | None, parts: dict[str, _Stateful]
+) -> list[EpochResult]:
+    """Load a state into the parts of the training, and give the epochs before it."""
+    if state is None:
+        return []
     with _damage_told(out):
+        history = [EpochResult(**epoch) for epoch in state["history"]]
         for name, part in parts.items():
             if name != "scaler" or name in state:  # which 0.1.0 did not keep
                 part.load_state_dict(state[name])
-    logger.info("resuming after epoch {} of {}", len(history), plan.epochs)
     return history
 
 
