@@ -54,6 +54,13 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
 
 
+class EngineChoice(StrEnum):
+    """Choices of --engine."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class ExportChoice(StrEnum):
     """Choices of --to."""
 
@@ -143,6 +150,23 @@ def process_dir_command(
         bool | None,
         typer.Option("--report/--no-report", help="Make pages of the results. [default: no]"),
     ] = None,
+    engine: Annotated[
+        EngineChoice | None,
+        typer.Option(help="What does the work: this process, or a Ray cluster."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="local|auto|ray://HOST:PORT", help="Which Ray cluster."),
+    ] = None,
+    actors: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="Workers on the Ray cluster.")
+    ] = None,
+    cpus_per_actor: Annotated[
+        float | None, typer.Option(metavar="F", help="Processor cores of each of these.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(metavar="F", help="GPUs of each of these.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do again what is done already.")
     ] = False,
@@ -172,7 +196,12 @@ def process_dir_command(
             "outputs.outlines": outlines,
             "outputs.probability": probability,
             "processing.batch_size": batch_size,
+            "processing.engine": engine and engine.value,
             "processing.workers": workers,
+            "ray.actors": actors,
+            "ray.address": address,
+            "ray.cpus_per_actor": cpus_per_actor,
+            "ray.gpus_per_actor": gpus_per_actor,
             "report.enabled": report,
         },
     )
@@ -213,21 +242,25 @@ def _process_dir(
     log_to_terminal(console)
     check_folders(source, output)  # before the seconds that torch and the model take
 
-    from bcseg_batch.service.build import build_engine
+    from contextlib import nullcontext
+
+    from bcseg_batch.service.build import build_engine, open_cluster
     from bcseg_batch.service.process_dir import process_dir
     from bcseg_batch.store.images import SUFFIXES
 
-    engine = build_engine(loaded.settings)
-    logger.info("{}", engine.description)
     images = loaded.settings.images
+    local = None if loaded.settings.processing.engine == "ray" else build_engine(loaded.settings)
     with (
         StopSignals() as stop,
+        # A cluster may have to be waited for, which a signal ends.
+        nullcontext(local) if local else open_cluster(loaded.settings, stop) as chosen,
         ProgressBar(console) if console.is_terminal else ProgressLines() as progress,
     ):
+        logger.info("{}", chosen.description)
         summary = process_dir(
             source,
             output,
-            engine=engine.pipeline,
+            engine=chosen.pipeline,
             rules=IgnoreRules(images.suffixes or SUFFIXES, images.ignore),
             recursive=images.recursive,
             overwrite=overwrite,

@@ -131,10 +131,20 @@ def _grouping(text: str) -> str:
     return text
 
 
+def _actor_range(text: str) -> str:
+    first, colon, last = text.partition(":")
+    if not first.isdecimal() or (colon and not last.isdecimal()):
+        raise ValueError("is no number and no MIN:MAX")
+    if not 1 <= int(first) <= int(last or first) <= 100_000:
+        raise ValueError("has to be at least 1, and MAX at least MIN")
+    return text
+
+
 def _drop_repeated(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
+ActorRange = Annotated[str, AfterValidator(_actor_range)]
 FilePath = Annotated[Path, BeforeValidator(_known_text), AfterValidator(_expand_home)]
 Suffix = Annotated[str, AfterValidator(_normalise_suffix)]
 Pattern = Annotated[str, Field(min_length=1)]
@@ -220,6 +230,64 @@ class ProcessingSettings(Section):
         Field(ge=1, le=64, description="Workers that read images and write outputs."),
         Note(unit="threads", flag="--workers", absent="one per processor core", example=4),
     ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        Field(description="What does the work: this process, or the Ray cluster of [ray]."),
+        Note(flag="--engine"),
+    ] = "local"
+
+
+class RaySettings(Section):
+    """The Ray cluster that images are processed on where processing.engine is ray."""
+
+    address: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Which cluster: local starts one on this machine, auto joins the one that "
+            "this machine belongs to.",
+        ),
+        Note(flag="--address", allowed="local, auto, ray://HOST:PORT or HOST:PORT"),
+    ] = "local"
+    actors: Annotated[
+        ActorRange | None,
+        Field(
+            description="Workers that are kept, and workers that there may be. One number stands "
+            "for both.",
+        ),
+        Note(
+            flag="--actors",
+            allowed="MIN:MAX or a number",
+            absent="as many as the machines hold",
+            example="1:16",
+        ),
+    ] = None
+    cpus_per_actor: Annotated[
+        float | None,
+        Field(gt=0, le=1024, description="Processor cores of each worker."),
+        Note(
+            flag="--cpus-per-actor",
+            absent="those of the smallest machine, at most 8",
+            example=4.0,
+        ),
+    ] = None
+    gpus_per_actor: Annotated[
+        float | None,
+        Field(ge=0, le=64, description="GPUs of each worker; 0.5 lets two share one."),
+        Note(
+            flag="--gpus-per-actor",
+            absent="1 where the cluster has GPUs, else 0",
+            example=1.0,
+        ),
+    ] = None
+
+    @property
+    def actor_range(self) -> tuple[int, int | None]:
+        """MIN and MAX; None where it is left to the machines."""
+        if self.actors is None:
+            return 1, None
+        first, _, last = self.actors.partition(":")
+        return int(first), int(last or first)
 
 
 class ImageSettings(Section):
@@ -606,6 +674,7 @@ class Settings(Section):
 
     model: ModelSettings = ModelSettings()
     processing: ProcessingSettings = ProcessingSettings()
+    ray: RaySettings = RaySettings()
     images: ImageSettings = ImageSettings()
     outputs: OutputSettings = OutputSettings()
     report: ReportSettings = ReportSettings()
@@ -653,10 +722,10 @@ def shaping_settings(settings: Settings) -> dict[str, Any]:
     not written does not count.
 
     Out: `model.file`, because the record has the model's own hash. `model.device` and
-    `processing.*`, because they must not change the result beyond rounding; the record names
-    device and precision all the same. `images.recursive`, `suffixes`, `ignore` and `max_pixels`,
-    because they choose which files are processed and not what comes out of one. The sections of
-    the daemon, because they say when and where and never what.
+    `processing.*` and `ray.*`, because they must not change the result beyond rounding; the record
+    names device and precision all the same. `images.recursive`, `suffixes`, `ignore` and
+    `max_pixels`, because they choose which files are processed and not what comes out of one. The
+    sections of the daemon, because they say when and where and never what.
 
     Args:
         settings: the effective settings.

@@ -112,8 +112,26 @@ class Cores:
                 self._running -= 1
 
 
+_limit: int | None = None
+
+
+def limit_cores(count: int) -> None:
+    """Let this process count on no more cores, where it shares its machine with others.
+
+    Args:
+        count: at least 1.
+    """
+    global _limit  # noqa: PLW0603 - of the process, as its cores are
+    _limit = count
+
+
 def available_cores() -> int:
-    """Count the cores that this process may run on."""
+    """Count the cores that this process may run on, `limit_cores` heeded."""
+    cores = _system_cores()
+    return cores if _limit is None else max(1, min(cores, _limit))
+
+
+def _system_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)

@@ -15,9 +15,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -27,11 +28,12 @@ from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.settle import look_at
 from bcseg_batch.intake.watch import WatchMode
 from bcseg_batch.items import InputFile, Outcome, Status
-from bcseg_batch.service.build import build_engine
+from bcseg_batch.service.build import Engine, build_engine, open_cluster
 from bcseg_batch.service.intake import Intake
 from bcseg_batch.service.metrics import Metrics, NoMetrics
 from bcseg_batch.service.notify import Notifier
-from bcseg_batch.service.pipeline import Interrupted, Pipeline
+from bcseg_batch.service.pipeline import Interrupted
+from bcseg_batch.service.places import LocalInputs
 from bcseg_batch.service.reporting import NoReporter, Reporter
 from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
@@ -45,6 +47,9 @@ from bcseg_batch.store.lock import take_lock
 from bcseg_batch.store.outputs import OutputFolder, is_output_folder
 from bcseg_batch.store.results import ResultsFollower
 from bcseg_batch.version import __version__
+
+if TYPE_CHECKING:
+    from bcseg_batch.service.cluster import Cluster
 
 _TICK_S = 0.02  # with images in flight: how long a finished one waits to be recorded
 _IDLE_TICK_S = 0.25  # without: how long a stop signal waits to be seen
@@ -175,7 +180,11 @@ class Daemon:
         self._notifier = notifier or Notifier()
         self._folders = daemon_folders(settings)
         self._lock = take_lock(self._folders.state / LOCK_NAME, "state folder")
-        self._engine = build_engine(settings)
+        self._engine: Engine | Cluster = (
+            open_cluster(settings, signals)
+            if settings.processing.engine == "ray"
+            else build_engine(settings)
+        )
         self._metrics: Metrics | NoMetrics = NoMetrics()
         self._reporter: Reporter | NoReporter = NoReporter()
         self._state = "starting"
@@ -228,6 +237,7 @@ class Daemon:
                 self._intake.stop()
                 self._metrics.stop()
                 self._close()
+                self._engine.close()
                 logger.info("stopped: {} done, {} failed", self._done, self._failed)
 
     # -- the main loop ----------------------------------------------------------------------------
@@ -236,15 +246,13 @@ class Daemon:
         """Process until a stop or a reload is asked for; pause where nothing can be written."""
         self._state = "running"
         self._is_careful = self._has_suspects
-        options = self._engine.options
         try:
             self._settle_accounts()
-            pipeline = Pipeline(
-                self._engine.predictors,
+            pipeline = self._engine.pipeline(
+                LocalInputs(self._folders.input),
                 self._outputs,
                 self._ledger,
-                # One that is tried alone need not wait for company.
-                replace(options, batch_size=1) if self._is_careful else options,
+                alone=self._is_careful,
                 observe=self._metrics.observe_stage,
                 expects_company=self._expects_company,
                 alive=self._go_on_with_large_image,
@@ -581,6 +589,8 @@ class Daemon:
             settings = self._reload_settings()
             if daemon_folders(settings) != self._folders:
                 raise SettingsError("the folders cannot be changed by a reload: restart the daemon")
+            if "ray" in {settings.processing.engine, self._settings.processing.engine}:
+                raise SettingsError("with the engine ray nothing is reloaded: restart the daemon")
             engine = build_engine(settings)
         except BcsegError as error:
             logger.error("reload refused, the old settings stay: {}", error)

@@ -119,6 +119,9 @@ class LocalInputs(InPlace):
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def __reduce__(self) -> tuple[type[LocalInputs], tuple[Path]]:
+        return LocalInputs, (self._root.absolute(),)
+
     def scan(self, rules: IgnoreRules, *, recursive: bool) -> Iterator[InputFile | IgnoredFile]:
         """Walk the folder."""
         try:

@@ -121,37 +121,17 @@ def is_output_folder(root: Path) -> bool:
     return (root / LOCK_NAME).is_file()
 
 
-class OutputFolder:
-    """One output folder, held by one run at a time.
+class OutputFiles:
+    """The files of an output folder; by itself for processes that write for the run that holds it.
 
     Args:
-        root: the folder; made where it is missing.
-
-    Raises:
-        OutputError: it cannot be made or written.
-        UsageError: another run is writing there.
+        root: the folder, which is there.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._unsynced: set[Path] = set()
         self._unsynced_lock = threading.Lock()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(root / LOCK_NAME, "output folder")
-        except OSError as error:
-            raise output_error(root, error) from error
-        self._remove_parts()
-
-    def close(self) -> None:
-        """Let the next run in."""
-        self._lock.close()
-
-    def __enter__(self) -> OutputFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def write(self, relative: str, data: bytes) -> None:
         """Write one output; `sync` makes its name last.
@@ -252,6 +232,41 @@ class OutputFolder:
         # Not the topmost (`masks` itself): where that is a file, no image is to blame.
         folders = path.relative_to(self.root).parents[:-2]
         return next((f.as_posix() for f in folders if (self.root / f).is_file()), None)
+
+
+class OutputFolder(OutputFiles):
+    """One output folder, held by one run at a time.
+
+    Args:
+        root: the folder; made where it is missing.
+
+    Raises:
+        OutputError: it cannot be made or written.
+        UsageError: another run is writing there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(root / LOCK_NAME, "output folder")
+        except OSError as error:
+            raise output_error(root, error) from error
+        self._remove_parts()
+
+    def __reduce__(self) -> tuple[type[OutputFiles], tuple[Path]]:
+        """Be copied to another process as what writes there for the run that holds the folder."""
+        return OutputFiles, (self.root.absolute(),)
+
+    def close(self) -> None:
+        """Let the next run in."""
+        self._lock.close()
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _remove_parts(self) -> None:
         """Clear away what a killed run left half written; the lock says nobody else is at it."""
