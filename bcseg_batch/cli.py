@@ -14,6 +14,7 @@ from bcseg_batch.command_line import new_app, run
 
 # Everything heavy is imported where it is used, so that --help is there at once.
 if TYPE_CHECKING:
+    from bcseg_batch.remote.url import Place
     from bcseg_batch.report.build import Report
     from bcseg_batch.service.process_dir import Summary
     from bcseg_batch.settings import LoadedSettings
@@ -74,10 +75,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 @app.command("process-dir")
 def process_dir_command(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Folder with photographs.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Folder with photographs, or s3://BUCKET/PREFIX, gs://..., az://...",
+            show_default=False,
+        ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="Folder for the results.", show_default=False)
+        str,
+        typer.Argument(metavar="OUTPUT", help="Folder or URL for the results.", show_default=False),
     ],
     recursive: Annotated[
         bool | None,
@@ -145,6 +152,8 @@ def process_dir_command(
     ] = False,
 ) -> None:
     """Process a folder of photographs once; run it again to resume or to catch up."""
+    from bcseg_batch.errors import UsageError
+    from bcseg_batch.remote.url import parse_place
     from bcseg_batch.settings import load_settings
 
     loaded = load_settings(
@@ -167,14 +176,20 @@ def process_dir_command(
             "report.enabled": report,
         },
     )
-    summary, code = _process_dir(loaded, source, output, overwrite=overwrite)
+    target = parse_place(output)
+    if loaded.settings.report.enabled and not isinstance(target, Path):
+        raise UsageError(
+            f"the report is made in a folder, and {target} is none: leave out --report, copy the "
+            "results here, then run `bcseg-batch report` on the copy"
+        )
+    summary, code = _process_dir(loaded, parse_place(source), target, overwrite=overwrite)
     if as_json:
-        typer.echo(json.dumps(_summary_json(summary, output), indent=2))
+        typer.echo(json.dumps(_summary_json(summary, target), indent=2))
     else:
-        _print_summary(summary, output)
+        _print_summary(summary, target)
     # After the summary: the images are done, whatever becomes of the pages about them.
-    if loaded.settings.report.enabled and code in {0, 1}:
-        index = _report_of_a_run(loaded, output)
+    if loaded.settings.report.enabled and isinstance(target, Path) and code in {0, 1}:
+        index = _report_of_a_run(loaded, target)
         if index is None:
             code = 1
         elif not as_json:
@@ -183,7 +198,7 @@ def process_dir_command(
 
 
 def _process_dir(
-    loaded: "LoadedSettings", source: Path, output: Path, *, overwrite: bool
+    loaded: "LoadedSettings", source: "Place", output: "Place", *, overwrite: bool
 ) -> "tuple[Summary, int]":
     from loguru import logger
     from rich.console import Console
@@ -253,14 +268,14 @@ def _report(loaded: "LoadedSettings", output: Path) -> "Report":
     )
 
 
-def _summary_json(summary: "Summary", output: Path) -> dict[str, Any]:
+def _summary_json(summary: "Summary", output: "Place") -> dict[str, Any]:
     fields = asdict(summary)
     fields["images_per_s"] = summary.images_per_s
     fields["output"] = str(output)
     return fields
 
 
-def _print_summary(summary: "Summary", output: Path) -> None:
+def _print_summary(summary: "Summary", output: "Place") -> None:
     from bcseg_batch.text import printable
 
     total = summary.done + summary.failed + summary.skipped
@@ -287,7 +302,11 @@ def _print_summary(summary: "Summary", output: Path) -> None:
             f"{len(summary.unsettled)} vanished or were being written: {', '.join(names)}: "
             "run again when they are there"
         )
-    lines.extend(_result_line(kind, output / kind) for kind in _RESULTS if (output / kind).exists())
+    if isinstance(output, Path):
+        there = [output / kind for kind in _RESULTS if (output / kind).exists()]
+        lines.extend(_result_line(path.name, path) for path in there)
+    else:
+        lines.append(f"  results in {printable(str(output))}")
     typer.echo("\n".join(lines))
 
 

@@ -32,6 +32,13 @@ class OutputError(BcsegError):
     exit_code = 74
 
 
+class StorageError(OutputError):
+    """A store of objects cannot be reached or refuses; no image is to blame for it.
+
+    As with a disk that is full the run stops, and what has no record is done by the next one.
+    """
+
+
 class DeviceError(BcsegError):
     """The device is lost, or too small for a batch of one."""
 

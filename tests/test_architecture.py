@@ -94,6 +94,14 @@ def test_a_room_imports_only_plain_things_and_itself(room: str) -> None:
             assert not strangers, name
 
 
+def test_the_stores_of_objects_are_known_below_the_service() -> None:
+    own = "bcseg_batch.remote"
+    for name, path in BATCH.items():
+        if within(name, {own}):
+            may = {*PLAIN, own, "bcseg_batch.intake", "bcseg_batch.store"}
+            assert not {i for i in ours(path) if not within(i, may)}, name
+
+
 def test_the_report_imports_no_service() -> None:
     may = {*PLAIN, "bcseg_batch.report", "bcseg_batch.segment", "bcseg_batch.store"}
     for name, path in BATCH.items():

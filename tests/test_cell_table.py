@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bcseg_batch.store.cell_table import encode_cells, write_cells_table
+from bcseg_batch.store.cell_table import encode_cells, read_tables, write_cells_table
 
 COLUMNS = ("label", "area", "touches_border", "area_um2")
 
@@ -55,7 +55,7 @@ def test_all_tables_together_have_one_header(tmp_path: Path) -> None:
     names = ["a.jpg", "line\nbreak.jpg", "none.jpg"]
     for number, (name, areas) in enumerate(zip(names, [(1, 2), (3,), ()], strict=True)):
         (tmp_path / f"{number}.csv").write_bytes(encode_cells(name, COLUMNS, table(*areas)))
-    write_cells_table(tmp_path, COLUMNS, ["0.csv", "1.csv", "2.csv"])
+    write_cells_table(tmp_path, COLUMNS, read_tables(tmp_path, ["0.csv", "1.csv", "2.csv"]))
     rows = rows_of((tmp_path / "cells.csv").read_bytes())
     assert [(row["image"], row["area"]) for row in rows] == [
         ("a.jpg", "1"),
@@ -67,5 +67,6 @@ def test_all_tables_together_have_one_header(tmp_path: Path) -> None:
 def test_a_missing_table_or_one_with_other_columns_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_bytes(encode_cells("old.jpg", ("label",), table(1)))
     (tmp_path / "new.csv").write_bytes(encode_cells("new.jpg", COLUMNS, table(1)))
-    write_cells_table(tmp_path, COLUMNS, ["old.csv", "gone.csv", "new.csv"])
+    tables = read_tables(tmp_path, ["old.csv", "gone.csv", "new.csv"])
+    write_cells_table(tmp_path, COLUMNS, tables)
     assert [row["image"] for row in rows_of((tmp_path / "cells.csv").read_bytes())] == ["new.jpg"]

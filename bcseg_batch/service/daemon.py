@@ -37,6 +37,7 @@ from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
 from bcseg_batch.service.tables import write_tables
 from bcseg_batch.settings import Settings
+from bcseg_batch.store.cell_table import read_tables
 from bcseg_batch.store.dispose import Action, Disposal, Ending, dispose
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.ledger import LEDGER_NAME, Ledger
@@ -740,7 +741,8 @@ class Daemon:
     def _write_tables(self) -> None:
         began_s = time.monotonic()
         self._results.write_csv(self._ledger.outcomes())
-        write_tables(self._folders.output, self._engine.options, self._cell_tables())
+        output = self._folders.output
+        write_tables(output, self._engine.options, read_tables(output, self._cell_tables()))
         self._tables_took_s = time.monotonic() - began_s
         self._table_due_s = None
         # The next one waits so long that tables never take more than their share of the time.

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bcseg_batch.errors import UsageError
+from bcseg_batch.remote.url import Place, Url
 from bcseg_batch.store.names import OUTPUT_FOLDERS
 
 
-def check_folders(source: Path, output: Path) -> None:
-    """Refuse folders that cannot work together, before anything is written.
+def check_folders(source: Place, output: Place) -> None:
+    """Refuse places that cannot work together, before anything is written.
+
+    What is in a store is looked at when it is opened, and not here.
 
     Raises:
         UsageError: the input is missing or no folder, the output is a file, or one lies in the
             other, links resolved.
     """
+    if (
+        isinstance(source, Url)
+        and isinstance(output, Url)
+        and (source.contains(output) or output.contains(source))
+    ):
+        raise UsageError(
+            f"the output {output} and the input {source} lie one in the other: masks would be "
+            "taken for images; name an output elsewhere"
+        )
     try:
-        if not source.is_dir():
+        if not isinstance(source, Url) and not source.is_dir():
             what = "is not a folder" if source.exists() else "does not exist"
             raise UsageError(f"the input folder {str(source)!r} {what}: name a folder with images")
-        if output.exists() and not output.is_dir():
+        if not isinstance(output, Url) and output.exists() and not output.is_dir():
             raise UsageError(f"the output {str(output)!r} is a file: name a folder")
+        if isinstance(source, Url) or isinstance(output, Url):
+            return
         inner, outer = output.resolve(), source.resolve()
         # A link in place of `masks` may lead anywhere.
         within = [(output / name).resolve() for name in OUTPUT_FOLDERS]

@@ -502,6 +502,8 @@ class _Flow:
                 self._waiting.add(prepared.result())
             except NoRoom as full:
                 self._put_off.append((file, name, full.pixels))
+            except OutputError:  # the store that it lies in is away: no image is to blame
+                raise
             except Exception as error:  # noqa: BLE001 - anything ends in this image's record
                 yield self._through(self._pipeline.failure(file, error))
 

@@ -12,6 +12,8 @@ from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile
+from bcseg_batch.remote.inputs import RemoteInputs
+from bcseg_batch.remote.url import Place, Url
 
 
 class Fetch(Protocol):
@@ -22,6 +24,7 @@ class Fetch(Protocol):
 
         Raises:
             ImageError: it cannot be had.
+            StorageError: none can be had at the moment.
         """
         ...
 
@@ -87,6 +90,23 @@ class Outputs(Protocol):
     def remove(self, relative: str) -> None:
         """Take away an output; a missing one is no error."""
         ...
+
+
+@contextlib.contextmanager
+def open_inputs(source: Place) -> Iterator[Inputs]:
+    """Open a place with photographs.
+
+    Raises:
+        UsageError: there is no such place in a store, or nothing in it.
+        StorageError: the store cannot be reached, or refuses.
+        SettingsError: the library for this kind of store is not installed.
+    """
+    if not isinstance(source, Url):
+        yield LocalInputs(source)
+        return
+    with RemoteInputs(source) as inputs:
+        inputs.check()
+        yield inputs
 
 
 class LocalInputs(InPlace):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from loguru import logger
 
+from bcseg_batch.errors import StorageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile
 from bcseg_batch.items import InputFile, Outcome, Status
+from bcseg_batch.remote.url import Place
+from bcseg_batch.service.destination import Destination, open_destination
 from bcseg_batch.service.folders import check_folders
 from bcseg_batch.service.pipeline import Names, PipelineOptions
-from bcseg_batch.service.places import Inputs, LocalInputs, Outputs
+from bcseg_batch.service.places import Inputs, Outputs, open_inputs
 from bcseg_batch.service.tables import write_tables
 from bcseg_batch.store.names import OutputNames, name_of_mask
-from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.results import Known, ResultsLog
 
 # How often a file that changed while it was read is tried again before it is left for another run.
@@ -26,6 +28,8 @@ _CHANGED_ROUNDS = 2
 _CHANGED_PAUSE_S = 1.0
 # Ignored files beyond this many are counted and no longer named.
 _NAMED_IGNORED = 1000
+# Records taken back together before their images are done again.
+_DISOWNED_AT_ONCE = 32
 
 
 class Engine(Protocol):
@@ -106,8 +110,8 @@ class Summary:
 
 
 def process_dir(
-    source: Path,
-    output: Path,
+    source: Place,
+    output: Place,
     *,
     engine: OpenEngine,
     rules: IgnoreRules,
@@ -120,8 +124,8 @@ def process_dir(
     """Process what is new or changed in a folder, and record it.
 
     Args:
-        source: the input folder.
-        output: the output folder, made where it is missing.
+        source: where the photographs are.
+        output: where the outputs go; a folder is made where it is missing.
         engine: does the work.
         rules: what is an input.
         recursive: enter sub-folders.
@@ -134,14 +138,18 @@ def process_dir(
         What it came to; also where it was stopped early.
 
     Raises:
-        UsageError: the folders cannot work together, or another run writes there.
-        OutputError: outputs cannot be written; what has no record will be done by the next run.
+        UsageError: the places cannot work together, or another run writes there.
+        OutputError: outputs cannot be written, or a store cannot be reached; what has no record
+            will be done by the next run.
         DeviceError: the device is lost.
     """
     started_s = time.monotonic()
     check_folders(source, output)
-    inputs = LocalInputs(source)
-    with OutputFolder(output) as outputs, ResultsLog(output) as results:
+    with (
+        open_inputs(source) as inputs,
+        open_destination(output) as destination,
+        ResultsLog(destination.folder) as results,
+    ):
         for sentence in results.repaired:
             logger.warning("{}", sentence)
         names = OutputNames()
@@ -150,8 +158,8 @@ def process_dir(
                 names.hold(image, name_of_mask(known.mask))
         run = _Run(
             inputs,
-            engine(inputs, outputs, names),
-            outputs,
+            engine(inputs, destination.outputs, names),
+            destination,
             results,
             stop=stop,
             progress=progress,
@@ -173,10 +181,12 @@ def process_dir(
                 changed = gone + (run.drain(there.values()) if there else [])
             for outcome in changed:
                 run.record(outcome)
-        finally:
-            results.write_csv()
-            tables = (known.cells for _, known in sorted(results.images()) if known.cells)
-            write_tables(output, run.options, tables)
+        except StorageError:
+            raise  # it is away: what is committed is enough for the next run to go on
+        except BaseException:
+            run.finish()
+            raise
+        run.finish()
         run.summary.left = len(files) - run.through
     run.summary.seconds = time.monotonic() - started_s
     return run.summary
@@ -189,7 +199,7 @@ class _Run:
         self,
         inputs: Inputs,
         engine: Engine,
-        outputs: Outputs,
+        destination: Destination,
         results: ResultsLog,
         *,
         stop: Stop,
@@ -200,7 +210,8 @@ class _Run:
         self.options = engine.options
         self._inputs = inputs
         self._engine = engine
-        self._outputs = outputs
+        self._destination = destination
+        self._outputs = destination.outputs
         self._results = results
         self._stop = stop
         self._progress = progress
@@ -237,19 +248,45 @@ class _Run:
         """Take back the record of what is done again, before its outputs are written over.
 
         Dying after that would leave new outputs under a record of other settings, and a run with
-        those settings would trust it.
+        those settings would trust it. Several at once, since a store takes as long for many.
         """
-        for file in files:
-            known = self._results.known(file.image)
-            if known is not None and known.status is Status.DONE:
-                self._results.append(
-                    Outcome(
-                        image=file.image,
-                        status=Status.SKIPPED,
-                        error="ImageChangedError: being done again; run again if this is left",
-                    )
-                )
-            yield file
+        coming = iter(files)
+        while ahead := list(itertools.islice(coming, 1)):
+            if self._disown(ahead[0]):
+                ahead += itertools.islice(coming, _DISOWNED_AT_ONCE - 1)
+                for file in ahead[1:]:
+                    self._disown(file)
+                self._destination.commit()
+            yield ahead[0]
+            for file in ahead[1:]:
+                if self._stop.requested:
+                    return
+                yield file
+
+    def _disown(self, file: InputFile) -> bool:
+        known = self._results.known(file.image)
+        if known is None or known.status is not Status.DONE:
+            return False
+        return self._results.append(
+            Outcome(
+                image=file.image,
+                status=Status.SKIPPED,
+                error="ImageChangedError: being done again; run again if this is left",
+            )
+        )
+
+    def finish(self) -> None:
+        """Make the tables over all images, and bring all to where it belongs."""
+        destination = self._destination
+        if destination.is_whole:
+            return
+        if self._stop.requested and destination.is_far:
+            destination.commit()  # the images' tables would have to be fetched, and the user waits
+            return
+        self._results.write_csv()
+        paths = (known.cells for _, known in sorted(self._results.images()) if known.cells)
+        write_tables(destination.folder, self.options, destination.read_tables(paths))
+        destination.publish()
 
     def record(self, outcome: Outcome) -> None:
         """Make an outcome final: the point from which a next run trusts it."""
@@ -260,6 +297,7 @@ class _Run:
             for old in set(before.outputs) - set(outcome.outputs):
                 self._outputs.remove(old)
         self._results.append(outcome)
+        self._destination.recorded()
         _count(self.summary, outcome)
         self.through += 1
         self._progress.advance(outcome)

@@ -16,13 +16,14 @@ from bcseg_batch.store.results import COLUMNS, CSV_NAME
 _WHOLE_NUMBERS = {"label", "bbox-0", "bbox-1", "bbox-2", "bbox-3", "area"}
 
 
-def write_tables(folder: Path, options: PipelineOptions, cell_tables: Iterable[str]) -> None:
+def write_tables(folder: Path, options: PipelineOptions, cell_tables: Iterable[bytes]) -> None:
     """Write `cells.csv`, and the tables as Parquet where that is asked for.
 
     Args:
         folder: the output folder, `results.csv` in it.
         options: say what is written.
-        cell_tables: paths of the images' own tables below the folder, in the order wanted.
+        cell_tables: content of the images' own tables, in the order wanted; see
+            `store.cell_table.read_tables`.
 
     Raises:
         OutputError: something cannot be written.

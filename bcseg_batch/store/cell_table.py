@@ -6,10 +6,10 @@ record. The one over all images is put together from these, so that it holds eac
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +49,28 @@ def _texts(column: npt.NDArray[np.generic]) -> list[str]:
     return [str(value) for value in column.tolist()]
 
 
+def read_tables(folder: Path, tables: Iterable[str]) -> Iterator[bytes]:
+    """Read the tables of images one by one; a missing one is left out.
+
+    Args:
+        folder: the output folder.
+        tables: paths relative to it.
+    """
+    for table in tables:
+        with contextlib.suppress(OSError):
+            yield (folder / table).read_bytes()
+
+
 def write_cells_table(
-    folder: Path, columns: Sequence[str], tables: Iterable[str], *, name: str = CELLS_NAME
+    folder: Path, columns: Sequence[str], tables: Iterable[bytes], *, name: str = CELLS_NAME
 ) -> None:
     """Put `cells.csv` together from the tables of the images.
 
     Args:
         folder: the output folder.
         columns: as for `encode_cells`.
-        tables: paths of the images' tables, relative to the folder, in the order wanted. One that
-            is missing, or has other columns (of another version), is left out: its image is in the
-            records all the same.
+        tables: content of the images' tables, in the order wanted. One that has other columns (of
+            another version) is left out: its image is in the records all the same.
         name: of the file.
 
     Raises:
@@ -69,11 +80,5 @@ def write_cells_table(
     with whole_file(folder / name) as all_cells:
         all_cells.write(header)
         for table in tables:
-            try:
-                content = (folder / table).open("rb")
-            except OSError:
-                continue
-            with content:
-                # The header holds no line break within a field.
-                if content.readline() == header:
-                    shutil.copyfileobj(content, all_cells)
+            if table.startswith(header):
+                all_cells.write(memoryview(table)[len(header) :])

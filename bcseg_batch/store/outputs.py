@@ -17,7 +17,7 @@ from bcseg_batch.store.lock import is_locked, take_lock
 
 _PART_PREFIX = ".bcseg-"
 _PART_SUFFIX = ".part"
-_LOCK_NAME = ".bcseg.lock"
+LOCK_NAME = ".bcseg.lock"
 # A file where a folder has to be, or the reverse.
 _IN_THE_WAY = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR}
 
@@ -113,12 +113,12 @@ def is_part(path: Path) -> bool:
 
 def is_written_to(root: Path) -> bool:
     """Say whether a run is writing to an output folder at the moment."""
-    return is_locked(root / _LOCK_NAME)
+    return is_locked(root / LOCK_NAME)
 
 
 def is_output_folder(root: Path) -> bool:
     """Say whether a run has had a folder as its output folder."""
-    return (root / _LOCK_NAME).is_file()
+    return (root / LOCK_NAME).is_file()
 
 
 class OutputFolder:
@@ -138,7 +138,7 @@ class OutputFolder:
         self._unsynced_lock = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(root / _LOCK_NAME, "output folder")
+            self._lock = take_lock(root / LOCK_NAME, "output folder")
         except OSError as error:
             raise output_error(root, error) from error
         self._remove_parts()
