@@ -171,6 +171,7 @@ def test_places_one_in_the_other_are_refused(one: str, other: str, is_refused: b
 # Whole runs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_source_far", [True, False])
 @pytest.mark.parametrize("is_output_far", [True, False])
 def test_outputs_and_records_are_those_of_folders(
@@ -213,6 +214,7 @@ def test_an_object_says_what_kind_of_file_it_is(server: S3Server, tmp_path: Path
         assert server.head(f"out/{name}")["ContentType"] == kind
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_changed_is_done_again(server: S3Server, tmp_path: Path) -> None:
     upload(server, smears(tmp_path, 4))
     run(SOURCE, OUTPUT)
@@ -226,6 +228,7 @@ def test_what_is_missing_or_changed_is_done_again(server: S3Server, tmp_path: Pa
     assert counts(run(SOURCE, OUTPUT, settings_sha256="c" * 64)) == (0, 0, 4)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_its_records_and_the_next_ends_it(
     server: S3Server, tmp_path: Path
 ) -> None:
@@ -261,11 +264,11 @@ def test_a_store_that_dies_fails_no_image(server: S3Server, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_and_does_nothing_twice(server: S3Server, tmp_path: Path) -> None:
-    upload(server, smears(tmp_path, 60))
-    asked = ["process-dir", str(SOURCE), str(OUTPUT), "--device", "cpu", "--backend", "torch"]
+    upload(server, smears(tmp_path, 16))
+    asked = ["process-dir", str(SOURCE), str(OUTPUT), "--device", "cpu", "--batch-size", "1"]
     killed = subprocess.Popen([command(), *asked], stderr=subprocess.PIPE)
-    deadline_s = time.monotonic() + 60
-    while len([n for n in server.tree("out") if n.startswith("masks/")]) < 10:
+    deadline_s = time.monotonic() + 110
+    while len([n for n in server.tree("out") if n.startswith("masks/")]) < 3:
         assert killed.poll() is None
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
@@ -276,9 +279,9 @@ def test_a_killed_run_is_resumed_and_does_nothing_twice(server: S3Server, tmp_pa
     there = server.tree("out")
     lines = [json.loads(line) for line in there["results.jsonl"].splitlines()]
     final = {line["image"]: line["status"] for line in lines}
-    assert final == {f"{number:03}.png": "done" for number in range(60)}
-    assert len([name for name in there if name.startswith("masks/")]) == 60
-    assert there["results.csv"].count(b"\n") == 61
+    assert final == {f"{number:03}.png": "done" for number in range(16)}
+    assert len([name for name in there if name.startswith("masks/")]) == 16
+    assert there["results.csv"].count(b"\n") == 17
 
 
 def test_two_runs_on_one_output_are_refused(server: S3Server, tmp_path: Path) -> None:
@@ -317,11 +320,13 @@ def test_credentials_that_are_refused_are_named(
     from moto.core import set_initial_no_auth_action_count
 
     upload(server, smears(tmp_path / "in", 1))
-    with (
-        set_initial_no_auth_action_count(0),
-        pytest.raises(StorageError, match="check the credentials") as told,
-    ):
+
+    @set_initial_no_auth_action_count(0)
+    def refused() -> None:
         run(SOURCE, tmp_path / "out")
+
+    with pytest.raises(StorageError, match="check the credentials") as told:
+        refused()
     assert "secret" not in str(told.value)
 
 
@@ -358,7 +363,7 @@ def test_odd_keys_are_taken_or_named(server: S3Server) -> None:
     fine = ["-a.png", "a b'\".png", "b/ü%25 #?*[x]{y}.png", "c~$.png"]
     odd = ["d//e.png", "d/../e.png", "./f.png", "g\nh.png", "i.png?versionId=3"]
     for key in (*fine, *odd, "folder/", ".hidden/x.png", ".hidden/y.png", "k.txt"):
-        server.put(f"in/{key}", b"" if key.endswith("/") else b"content")
+        server.put_within(f"in/{key}", b"" if key.endswith("/") else b"content")
     found = list(RemoteInputs(SOURCE).scan(RULES, recursive=True))
     assert sorted(f.image for f in found if isinstance(f, InputFile)) == sorted(fine)
     ignored = {f.image: f for f in found if isinstance(f, IgnoredFile)}
@@ -380,19 +385,15 @@ def test_sub_folders_are_named_where_they_are_left_out(server: S3Server) -> None
     assert isinstance(found["sub"], IgnoredFile)
 
 
-@pytest.mark.slow
 def test_a_listing_is_streamed(server: S3Server) -> None:
-    # Straight into the server's own store: a request for each would take most of a minute.
-    from moto.s3.models import s3_backends
-
-    backend = next(iter(s3_backends["123456789012"].values()))
-    for number in range(12_500):
-        backend.put_object(BUCKET, f"in/{number:05}-{'x' * 200}.png", b"")
-    inputs = RemoteInputs(SOURCE)
-    names = inputs.scan(RULES, recursive=True)
-    first = [next(names).image for _ in range(1500)]
-    assert first == sorted(first)
-    assert sum(1 for _ in names) == 11_000
+    for number in range(2500):
+        server.put_within(f"in/{number:04}.png", b"")
+    names = RemoteInputs(SOURCE).scan(RULES, recursive=True)
+    first = [next(names).image for _ in range(10)]
+    # Of pages that come later nothing is known yet.
+    server.delete("in/2400.png")
+    rest = [found.image for found in names]
+    assert first + rest == [f"{number:04}.png" for number in range(2500) if number != 2400]
 
 
 def test_what_is_fetched_is_the_object_that_was_listed(server: S3Server) -> None:
