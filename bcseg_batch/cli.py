@@ -76,6 +76,24 @@ SettingsFile = Annotated[
 ]
 
 
+def _folder(text: str) -> Path:
+    """Read an argument that has to be a folder here.
+
+    Raises:
+        UsageError: it is the URL of a place in a store.
+    """
+    from bcseg_batch.errors import UsageError
+    from bcseg_batch.remote.url import parse_place
+
+    place = parse_place(text)
+    if isinstance(place, Path):
+        return place
+    raise UsageError(
+        f"{place} is no folder, and this command wants one: copy it here first (docs/storage.md "
+        "says how), then name the copy"
+    )
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -354,7 +372,10 @@ def export_command(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTPUT", help="Folder that a run has written to.", show_default=False
+            metavar="OUTPUT",
+            parser=_folder,
+            help="Folder that a run has written to.",
+            show_default=False,
         ),
     ],
     to: Annotated[ExportChoice, typer.Option(help="The program or form.", show_default=False)],
@@ -400,6 +421,7 @@ def report_command(
         Path,
         typer.Argument(
             metavar="OUTPUT",
+            parser=_folder,
             help="Folder that process-dir or the daemon has written to.",
             show_default=False,
         ),
@@ -493,7 +515,10 @@ def show_command(
 @app.command("verify")
 def verify_command(
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="Folder with results.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", parser=_folder, help="Folder with results.", show_default=False
+        ),
     ],
     source: Annotated[
         Path | None,

@@ -44,6 +44,9 @@ TRIED_ELSEWHERE = {
         "Makefile",
         "'.[openvino,report,show]'",
     ),
+    ".venv/bin/python -m pip install '.[s3]'": ("pyproject.toml", ",s3,"),
+    # Against a server on this machine.
+    ".venv/bin/bcseg-batch process-dir s3://": ("tests/test_remote.py", "command(), *asked"),
     ".venv/bin/python -m pip install -e '.[report]'": ("Makefile", ",report,"),
     ".venv/bin/python -m pip install -e '.[train]'": ("pyproject.toml", ",train]"),
     ".venv/bin/python -m pip install -e '.[bench]'": ("Makefile", "'.[bench]'"),

@@ -1,7 +1,7 @@
 """Lets one run at a time write to a place in a store, which has no locks.
 
 The run keeps a small object there and writes it anew now and then. One that has not been renewed
-for the time of a lease is of a dead run, and is taken over; on the same machine that is seen at once.
+for the time of a lease is of a dead run, and is taken over; on the same machine at once.
 Clocks may differ by less than that time. Should two runs hold it all the same (a machine that slept
 through its lease), neither can commit records that the other has: see `remote.records`.
 """
@@ -50,15 +50,15 @@ class Lease:
             UsageError: another run has it.
             StorageError: the store cannot be reached, or refuses.
         """
-        for _ in range(3):
-            try:
-                self._bucket.write(self._name, self._content, exclusive=True)
-            except FileExistsError:
-                self._clear_away()
-            else:
-                break
-        else:
-            raise UsageError(f"{self._bucket.url} is being written by another run: wait for it")
+        # Looked at first, for stores that write over what is there even where they are told not to.
+        self._clear_away()
+        try:
+            self._bucket.write(self._name, self._content, exclusive=True)
+        except FileExistsError as error:
+            raise UsageError(
+                f"{self._bucket.url} is being written by another run, which began with this one: "
+                "wait for it"
+            ) from error
         self._renewed_s = time.monotonic()
         self._thread.start()
 

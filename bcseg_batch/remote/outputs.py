@@ -155,14 +155,20 @@ class _Existing:
 
     def __contains__(self, relative: str) -> bool:
         if not self._bucket.starts_after:
-            found = self._bucket.head(relative)
-            return found is not None and found.size_bytes > 0
+            return self._is_full(relative)
         folder = relative.partition("/")[0]
         with self._lock:
             window = self._windows.get(folder)
             if window is None or not window.covers(relative):
                 window = self._windows[folder] = self._window(folder, relative)
-            return relative in window.names
+            if window.covers(relative):
+                return relative in window.names
+        # A store that begins its listings at the beginning, whatever it is asked.
+        return self._is_full(relative)
+
+    def _is_full(self, relative: str) -> bool:
+        found = self._bucket.head(relative)
+        return found is not None and found.size_bytes > 0
 
     def note(self, relative: str, *, is_there: bool) -> None:
         """Take down what this run has written or removed."""

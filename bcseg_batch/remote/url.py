@@ -11,7 +11,7 @@ from bcseg_batch.errors import UsageError
 SCHEMES = ("s3", "gs", "az")
 NOT_PLAIN = "a control character, '?versionId=', or a part that is empty, '.' or '..'"
 """What no key may have, for errors."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,14 @@ def parse_place(text: str) -> Place:
         return Path(text)
     scheme = match[1].lower()
     if scheme not in SCHEMES:
-        if "://" not in text:
-            return Path(text)  # a folder whose name ends in a colon
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise UsageError(
             f"{text!r} begins with {scheme}://, and known are {known}: name one of these, or a "
             "folder by its path"
         )
-    bucket, _, prefix = match[2].partition("/")
+    bucket, _, prefix = match[2][2:].partition("/")
     prefix = prefix.rstrip("/")
-    if not bucket or "@" in bucket or "://" not in text:
+    if not bucket or "@" in bucket:
         raise UsageError(
             f"{text!r} names no bucket: write {scheme}://BUCKET/PREFIX; keys and passwords come "
             "from the environment and never stand in a URL"
