@@ -5,8 +5,8 @@
     python benchmarks/scale.py --simulate           # the model held against the simulation
     python benchmarks/scale.py --simulate --write   # all tables anew, into docs/scale.md
 
-The figures of an image, of listing and of recording are measured, by `scale_measure.py`. What machines and storage can do
-is assumed, named in every table, and yours to replace.
+The figures of an image, of listing and of recording are measured, by `scale_measure.py`. What
+machines and storage can do is assumed, named in every table, and yours to replace.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ READS_PER_PREFIX_PER_S, WRITES_PER_PREFIX_PER_S = 5500.0, 3500.0
 # A page of 1,000 names, one after the other.
 PAGE_OF_NAMES, PAGE_S = 1000, 0.1
 
+BY_SHARD = "by `--shard`"
 SHARE_NAME, PREFIX_NAME = "shared folder, 1 GB/s", "bucket, one prefix"
 
 
@@ -187,15 +188,21 @@ def runs_table(figures: Figures) -> str:
     """Machines, hours, what holds it up."""
     bucket = of_bucket(figures.driver)
     shapes = [
-        (MILLION, machines, SHARE_NAME, SHARE, figures.driver, 1) for machines in (1, 10, 100)
+        (MILLION, machines, SHARE_NAME, SHARE, figures.driver, "1") for machines in (1, 10, 100)
     ]
-    shapes.append((MILLION, 100, PREFIX_NAME, prefixes(1), bucket, 1))
-    for machines, folders, shards in ((100, 1, 1), (100, 4, 4), (1000, 50, 1), (1000, 50, 50)):
+    shapes.append((MILLION, 100, PREFIX_NAME, prefixes(1), bucket, "1"))
+    for machines, folders, drivers in (
+        (100, 1, "1"),
+        (100, 4, "4, by prefix"),
+        (1000, 50, "1"),
+        (1000, 50, f"50, {BY_SHARD}"),
+        (1000, 50, "50, by prefix"),
+    ):
         where = PREFIX_NAME if folders == 1 else f"bucket, {folders} prefixes"
-        shapes.append((MILLIARD, machines, where, prefixes(folders), bucket, shards))
-    shapes.append((MILLIARD, 1000, SHARE_NAME, SHARE, figures.driver, 50))
+        shapes.append((MILLIARD, machines, where, prefixes(folders), bucket, drivers))
+    shapes.append((MILLIARD, 1000, SHARE_NAME, SHARE, figures.driver, f"50, {BY_SHARD}"))
     rows = []
-    for images, machines, where, storage, driver, shards in shapes:
+    for images, machines, where, storage, driver, drivers in shapes:
         made = predict(
             a_run(
                 figures,
@@ -203,7 +210,8 @@ def runs_table(figures: Figures) -> str:
                 machines=machines,
                 storage=storage,
                 driver=driver,
-                drivers=shards,
+                drivers=int(drivers.split(",")[0]),
+                lists_all=drivers.endswith(BY_SHARD),
             )
         )
         rows.append(
@@ -211,7 +219,7 @@ def runs_table(figures: Figures) -> str:
                 f"10^{round(math.log10(images))}",
                 count_of(machines),
                 where,
-                count_of(shards),
+                drivers,
                 number(made.images_per_s),
                 duration(made.seconds),
                 count_of(made.machine_hours),
@@ -221,6 +229,12 @@ def runs_table(figures: Figures) -> str:
         )
     columns = ["images", "machines", "storage", "drivers", "images/s", "time", "machine-hours"]
     return table([*columns, "held up by", "then tables"], rows)
+
+
+def drivers_of(run: Run) -> str:
+    """Write how many drivers a run needs."""
+    needed = drivers_needed(run)
+    return "no number is enough" if needed is None else count_of(needed)
 
 
 def bottlenecks_table(figures: Figures) -> str:
@@ -243,6 +257,13 @@ def bottlenecks_table(figures: Figures) -> str:
             *(images_per_s_of(machine, figures.image)[0].value for machine in machines),
         ],
     ]
+    needed = GPU_IMAGES_PER_S * figures.image.files_core_s
+    rows.append(
+        [
+            "cores that keep it busy",
+            *("" if m.gpu_images_per_s is None else count_of(math.ceil(needed)) for m in machines),
+        ]
+    )
     limits: list[tuple[str, Bound, Run]] = [
         (SHARE_NAME, Bound.BANDWIDTH, a_run(figures, storage=SHARE)),
         (
@@ -269,24 +290,21 @@ def bottlenecks_table(figures: Figures) -> str:
             found = machines_to_saturate(replace(run, machine=machine), bound)
             row.append(f"from {count_of(math.ceil(found))} machines")
         rows.append(row)
+    bucket = of_bucket(figures.driver)
+    alone_s = MILLIARD / handled_per_s(bucket)
+    rows.append(["10^9 by one driver, at best", *([duration(alone_s)] * len(machines))])
     rows.append(
         [
-            "drivers that 1,000 machines need",
+            "drivers by prefix that 1,000 machines need",
             *(
-                count_of(
-                    drivers_needed(
-                        a_run(
-                            figures,
-                            machines=1000,
-                            machine=machine,
-                            driver=of_bucket(figures.driver),
-                        )
-                    )
-                )
+                drivers_of(a_run(figures, machines=1000, machine=machine, driver=bucket))
                 for machine in machines
             ),
         ]
     )
+    at_most = 1 / bucket.list_s
+    by_shard = f"{count_of(at_most)} images/s at most"
+    rows.append([f"any number of drivers {BY_SHARD}, bucket", *([by_shard] * len(machines))])
     return table(columns, rows)
 
 
@@ -315,6 +333,9 @@ def scenarios(figures: Figures, *, blocks: int) -> dict[str, Run]:
         "20 machines, 500 GET/s": a_run(figures, machines=20, storage=Storage(reads_per_s=500)),
         "100 machines, 10 drivers": a_run(figures, machines=100, drivers=10),
         f"{many} machines, one driver": a_run(figures, machines=many),
+        "300 machines, 20 drivers by `--shard`, bucket": a_run(
+            figures, machines=300, driver=bucket, drivers=20, lists_all=True
+        ),
         "1,000 machines, 50 drivers, 50 prefixes": a_run(
             figures, machines=1000, storage=prefixes(50), driver=bucket, drivers=50
         ),
@@ -393,7 +414,8 @@ def own_table(figures: Figures, options: argparse.Namespace) -> str:
             writes_per_s=options.writes_per_s,
         ),
         driver=figures.driver,
-        drivers=options.shards,
+        drivers=options.drivers,
+        lists_all=options.by_shard,
         start_s=START_S,
     )
     made = predict(run)
@@ -413,7 +435,7 @@ def own_table(figures: Figures, options: argparse.Namespace) -> str:
             ["then tables, one process", duration(made.tables_s)],
             ["machine-hours", count_of(made.machine_hours)],
             ["held up by", made.bound.value],
-            ["shards (drivers) needed at least", count_of(drivers_needed(run))],
+            ["drivers needed at least", drivers_of(run)],
             ["read", size(made.read_bytes)],
             ["written", size(made.written_bytes)],
             ["tables", size(made.table_bytes)],
@@ -439,7 +461,8 @@ def parse() -> argparse.Namespace:
     own.add_argument("--storage-gb-per-s", type=float, default=math.inf)
     own.add_argument("--reads-per-s", type=float, default=math.inf)
     own.add_argument("--writes-per-s", type=float, default=math.inf)
-    own.add_argument("--shards", type=int, default=1)
+    own.add_argument("--drivers", type=int, default=1)
+    own.add_argument("--by-shard", action="store_true", help="all drivers list all images")
     own.add_argument("--composites", action=argparse.BooleanOptionalAction, default=True)
     own.add_argument("--months", type=float, default=1.0, help="that the results are kept")
     for price in ("machine-hour", "terabyte-month", "thousand-reads", "thousand-writes"):

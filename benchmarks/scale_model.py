@@ -107,7 +107,9 @@ class Run:
     Attributes:
         images: how many.
         machines: how many.
-        drivers: how many; each has its shard of the images and its part of the machines.
+        drivers: how many; each has its part of the images and of the machines.
+        lists_all: whether each driver lists all images and leaves those of others out, as
+            `--shard` does; else each has a folder or prefix of its own.
         block: images that are handed out together.
         start_s: until the machines are up.
     """
@@ -119,6 +121,7 @@ class Run:
     storage: Storage
     driver: Driver
     drivers: int = 1
+    lists_all: bool = False
     block: int = 32
     start_s: float = 0.0
 
@@ -131,7 +134,7 @@ class Prediction:
         bound: what holds it up.
         images_per_s: of all machines together.
         seconds: from start to the last record.
-        tables_s: then one process puts the tables together, for so long.
+        tables_s: then one process for each output folder puts the tables together, for so long.
         machine_hours: paid for until the last record.
         read_bytes: from storage.
         written_bytes: to storage, without the tables.
@@ -196,6 +199,8 @@ def rates(run: Run) -> dict[Bound, float]:
     image, storage, driver = run.image, run.storage, run.driver
     computing, of_one = images_per_s_of(run.machine, image)
     machines = run.machines * up_share(run)
+    # Names that a driver lists for each image that it hands out.
+    listed = run.drivers if run.lists_all else 1
     # Links carry both ways at once.
     widest_bytes = max(image.input_bytes, image.output_bytes)
     return {
@@ -204,7 +209,7 @@ def rates(run: Run) -> dict[Bound, float]:
         Bound.BANDWIDTH: storage.bytes_per_s / (image.input_bytes + image.output_bytes),
         Bound.READS: storage.reads_per_s,
         Bound.WRITES: storage.writes_per_s / image.output_files,
-        Bound.DRIVER: run.drivers / (driver.list_s + driver.hand_out_s + driver.record_s),
+        Bound.DRIVER: run.drivers / (listed * driver.list_s + driver.hand_out_s + driver.record_s),
     }
 
 
@@ -221,7 +226,7 @@ def predict(run: Run) -> Prediction:
         bound=bound,
         images_per_s=per_s,
         seconds=seconds,
-        tables_s=run.images * run.driver.table_s,
+        tables_s=run.images * run.driver.table_s / (1 if run.lists_all else run.drivers),
         machine_hours=run.machines * seconds / 3600,
         read_bytes=run.images * image.input_bytes,
         written_bytes=run.images * image.output_bytes,
@@ -231,10 +236,14 @@ def predict(run: Run) -> Prediction:
     )
 
 
-def drivers_needed(run: Run) -> int:
-    """Give the number of drivers that never hold a run up."""
+def drivers_needed(run: Run) -> int | None:
+    """Give the number of drivers that never hold a run up; None where no number is enough."""
     others = min(rate for bound, rate in rates(run).items() if bound is not Bound.DRIVER)
-    return math.ceil(others * run.drivers / rates(run)[Bound.DRIVER])
+    each_s = run.driver.hand_out_s + run.driver.record_s
+    if not run.lists_all:
+        return math.ceil(others * (run.driver.list_s + each_s))
+    left_s = 1 / others - run.driver.list_s
+    return math.ceil(each_s / left_s) if left_s > 0 else None
 
 
 def machines_to_saturate(run: Run, bound: Bound) -> float:

@@ -140,12 +140,16 @@ class Simulation:
 
     def _take_blocks(self, worker: _Worker) -> Steps:
         driver = self._run.driver
+        # Names of other shards go by between two of its own.
+        listed = self._run.drivers if self._run.lists_all else 1
         yield self._env.timeout(self._run.start_s)
         while True:
             yield worker.room.get(1)
             yield worker.back
             count = yield worker.shard.blocks.get()
-            yield from worker.shard.driver.serve(count * (driver.list_s + driver.hand_out_s))
+            yield from worker.shard.driver.serve(
+                count * (listed * driver.list_s + driver.hand_out_s)
+            )
             if not worker.back.triggered:
                 # Another machine takes it.
                 worker.shard.blocks.put(count)

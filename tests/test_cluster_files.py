@@ -295,6 +295,9 @@ def test_versions_are_of_this_version_everywhere() -> None:
     named = re.findall(r"bcseg-batch:([\w.]+)", "".join(texts))
     assert len(named) >= 3
     assert set(named) == {__version__}
+    rays = re.findall(r"ray\[default\]==([\d.]+)|rayVersion: \"([\d.]+)\"", "".join(texts))
+    assert len(rays) == 2
+    assert len({one or other for one, other in rays}) == 1
 
 
 def test_the_page_links_to_every_file_and_copies_none() -> None:

@@ -59,6 +59,7 @@ HELD_UP_BY = {
     "20 machines, 500 GET/s": "READS",
     "100 machines, 10 drivers": "PROCESSORS",
     "MANY machines, one driver": "DRIVER",
+    "300 machines, 20 drivers by `--shard`, bucket": "DRIVER",
     "10 machines, 16 cores, GPU": "PROCESSORS",
     "10 machines, 64 cores, GPU": "GPUS",
     "10 machines, each lost every minute for half a minute": "PROCESSORS",
@@ -127,6 +128,15 @@ def test_as_many_drivers_as_the_model_asks_for_hold_nothing_up(
     enough = model.drivers_needed(run)
     assert model.predict(replace(run, drivers=enough)).bound is model.Bound.PROCESSORS
     assert model.predict(replace(run, drivers=enough - 1)).bound is model.Bound.DRIVER
+
+    sharded = replace(run, lists_all=True, drivers=enough)
+    assert model.predict(sharded).bound is model.Bound.DRIVER
+    more = model.drivers_needed(sharded)
+    assert more > enough
+    assert model.predict(replace(sharded, drivers=more)).bound is model.Bound.PROCESSORS
+    bucket = replace(sharded, driver=scale.of_bucket(run.driver))
+    assert model.drivers_needed(bucket) is None
+    assert model.predict(replace(bucket, drivers=10**6)).bound is model.Bound.DRIVER
 
 
 def test_costs_are_the_readers_prices_times_what_is_used(
@@ -203,7 +213,7 @@ def test_a_run_of_the_readers_own_is_worked_out(
     free = dict(rows_of(capsys.readouterr().out))
     assert free["costs, by your prices"] == "no price was given"
     assert free["held up by"] == "driver"
-    monkeypatch.setattr(sys, "argv", [*arguments, "--shards", "4", "--price-machine-hour", "2"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--drivers", "4", "--price-machine-hour", "2"])
     assert scale.main() == 0
     paid = dict(rows_of(capsys.readouterr().out))
     hours = float(paid["machine-hours"].replace(",", ""))
