@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -175,6 +176,7 @@ def measure_hand_out(found: Sequence[dict[str, Any]], *, blocks: int = 200) -> f
         def process(self, files: list[InputFile]) -> list[Any]:
             return outcomes[: len(files)]
 
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
         worker = ray.remote(Worker).remote()

@@ -120,6 +120,7 @@ def test_outside_an_array_the_script_says_how_to_submit_it(recorder: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_all_tasks_of_an_array_do_each_image_once(tmp_path: Path) -> None:
     """The script itself, one task after the other, on the samples; then the merge."""
     source, output = ROOT / "samples", tmp_path / "out"
@@ -196,6 +197,16 @@ def test_the_options_of_ray_start_are_its_options() -> None:
     named = {option for command in commands for option in re.findall(r"--[a-z-]+", command)}
     assert {"--head", "--ray-client-server-port", "--address"} <= named
     assert all(option in help_text for option in named)
+
+
+def test_ray_tells_nobody_of_its_use() -> None:
+    """It tells its makers unasked, wherever a head is started."""
+    (start,) = (
+        c for c in read_yaml("ray-cluster.yaml")["head_start_ray_commands"] if "--head" in c
+    )
+    assert "--disable-usage-stats" in start
+    # Kubernetes starts it with the image's environment.
+    assert "ENV RAY_USAGE_STATS_ENABLED=0" in (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
 
 
 # Kubernetes ------------------------------------------------------------------------------------

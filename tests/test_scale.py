@@ -189,6 +189,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_simulated_table_of_the_page_is_what_comes_of_it(
     scale: ModuleType, figures: Any
 ) -> None:
@@ -224,6 +225,7 @@ def test_a_run_of_the_readers_own_is_worked_out(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_figures_can_be_measured_anew(tmp_path: Path, tiny_model: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra [ray]")
     path = tmp_path / "figures.json"
@@ -236,7 +238,7 @@ def test_the_figures_can_be_measured_anew(tmp_path: Path, tiny_model: Path) -> N
         check=False,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(path.read_text(encoding="utf-8"))
