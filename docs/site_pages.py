@@ -18,13 +18,17 @@ OUTSIDE = {
     "contributing.md": "CONTRIBUTING.md",
     "systemd.md": "systemd/README.md",
 }
+# Files that pages link to, to be taken as they are.
+AS_THEY_ARE = tuple(f"cluster/{path.name}" for path in sorted((ROOT / "cluster").iterdir()))
 _LINK = re.compile(r"(?<=\]\()([^)#:\s]+)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the pages; called by mkdocs."""
+    """Add the pages and files; called by mkdocs."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for path in AS_THEY_ARE:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 

@@ -38,6 +38,10 @@ TRIED_ELSEWHERE = {
     "make check": ("Makefile", "check: test lint types docs slow"),  # this very run, and more
     "make bench": ("tests/test_benchmarks.py", '"throughput"'),  # hours
     ".venv/bin/python benchmarks/NAME.py": ("tests/test_benchmarks.py", '"throughput"'),
+    ".venv/bin/python benchmarks/scale.py": ("tests/test_scale.py", '"--price-machine-hour"'),
+    # Need a cluster, or a bucket.
+    ".venv/bin/bcseg-batch process-dir /mnt/smears": ("tests/test_ray_cluster.py", "--engine"),
+    ".venv/bin/bcseg-batch process-dir s3://smears": ("tests/test_ray_cluster.py", "--engine"),
     "python3 -m venv .venv": ("Makefile", "-m venv .venv"),
     # From a network; `make demo` and `make test` have installed the same.
     ".venv/bin/python -m pip install '.[openvino,report,show]'": (
