@@ -542,8 +542,12 @@ def test_progress_hears_of_every_input_once(source: Path, output: Path) -> None:
         def __init__(self) -> None:
             self.heard: list[str | None] = []
 
-        def start(self, total: int) -> None:
+        def start(self, total: int, *, is_whole: bool) -> None:
+            assert is_whole
             self.total = total
+
+        def expect(self, total: int, *, is_whole: bool) -> None:
+            raise AssertionError("the total is known from the start")
 
         def advance(self, outcome: Outcome | None) -> None:
             self.heard.append(outcome and outcome.image)
