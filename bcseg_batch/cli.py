@@ -332,10 +332,11 @@ def _print_summary(summary: "Summary", output: "Place") -> None:
     total = summary.done + summary.failed + summary.skipped
     lines = []
     if summary.left:
-        lines.append(f"Interrupted with {summary.left} images left: run again to go on.")
+        left = f"at least {summary.left}" if summary.unlisted else f"{summary.left}"
+        lines.append(f"Interrupted with {left} images left: run again to go on.")
     elif not total:
         lines.append("Nothing to do: no image in the input folder.")
-    elif total == summary.skipped and not summary.unsettled:
+    elif total == summary.skipped and not summary.changed:
         lines.append(f"Nothing to do: all {total} images were done before.")
     lines.append(
         f"{summary.done} done, {summary.failed} failed, {summary.skipped} skipped, "
@@ -349,8 +350,9 @@ def _print_summary(summary: "Summary", output: "Place") -> None:
         lines.append(f"{summary.ignored} ignored: {', '.join(names)}{more}")
     if summary.unsettled:
         names = [printable(image) for image in summary.unsettled[:5]]
+        more = f", and {summary.changed - len(names)} more" if summary.changed > len(names) else ""
         lines.append(
-            f"{len(summary.unsettled)} vanished or were being written: {', '.join(names)}: "
+            f"{summary.changed} vanished or were being written: {', '.join(names)}{more}: "
             "run again when they are there"
         )
     if isinstance(output, Path):

@@ -82,7 +82,10 @@ class NeverStop:
 
 
 class Quiet:
-    def start(self, total: int) -> None:
+    def start(self, total: int, *, is_whole: bool) -> None:
+        pass
+
+    def expect(self, total: int, *, is_whole: bool) -> None:
         pass
 
     def advance(self, outcome: Outcome | None) -> None:

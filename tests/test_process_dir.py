@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ from PIL import Image
 from bcseg_batch.errors import DeviceError, OutputError, UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import Outcome, Status
+from bcseg_batch.service import process_dir as process_dir_module
+from bcseg_batch.service.listing import Listing
 from bcseg_batch.service.process_dir import Summary, check_folders, process_dir
 from bcseg_batch.store.images import SUFFIXES
 from bcseg_batch.store.outputs import OutputFolder
@@ -399,6 +402,91 @@ def test_a_stop_is_heard_while_finished_images_are_passed_over(source: Path, out
     assert (summary.skipped, summary.left) == (5, 7)
 
 
+class Told:
+    """What the progress was told of the total."""
+
+    def __init__(self) -> None:
+        self.totals: list[tuple[int, bool]] = []
+
+    def start(self, total: int, *, is_whole: bool) -> None:
+        self.totals.append((total, is_whole))
+
+    def expect(self, total: int, *, is_whole: bool) -> None:
+        self.totals.append((total, is_whole))
+
+    def advance(self, outcome: Outcome | None) -> None:
+        pass
+
+
+def test_a_folder_beyond_what_is_looked_ahead_is_done_whole_or_said_to_be_left(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_dir_module, "Listing", functools.partial(Listing, ahead=5))
+    for number in range(12):
+        write_smear(source / f"{number:02}.png", number, (10, 10))
+    summary = stopped_run(source, output, after=3)
+    assert (summary.done, summary.left, summary.unlisted) == (3, 5, True)
+    assert not summary.is_whole
+    told = Told()
+    summary = process_dir(
+        source,
+        output,
+        engine=local_engine(BrightIsCell()),
+        rules=IgnoreRules(SUFFIXES),
+        recursive=True,
+        overwrite=False,
+        stop=NeverStop(),
+        progress=told,
+    )
+    assert (summary.done, summary.skipped, summary.left, summary.unlisted) == (9, 3, 0, False)
+    assert summary.is_whole
+    assert told.totals[0] == (5, False)
+    assert told.totals[-1] == (12, True)
+    assert told.totals == sorted(told.totals)
+    assert [whole for _, whole in told.totals].count(True) == 1
+    assert summary.left == stopped_run(source, output, after=12).left == 0
+
+
+def test_beyond_a_thousand_what_fails_and_is_ignored_is_counted(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_dir_module, "_NAMED", 3)
+    for number in range(7):
+        (source / f"{number}.png").touch()
+        (source / f"{number}.txt").touch()
+        (source / f"{number}.jpg").symlink_to(source / "nothing")
+    summary = run_folder(source, output)
+    assert (summary.failed, len(summary.failures)) == (7, 3)
+    assert (summary.ignored, summary.missed, len(summary.ignored_names)) == (14, 7, 3)
+
+
+class TakesAllAway(BrightIsCell):
+    """Everything that was not read yet vanishes while the first batch is computed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def predict(self, batch):  # type: ignore[no-untyped-def]  # as its base
+        for path in self._folder.iterdir():
+            path.unlink()
+        return super().predict(batch)
+
+
+def test_beyond_a_thousand_what_vanishes_is_counted(
+    source: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_dir_module, "_NAMED", 3)
+    for number in range(60):
+        write_smear(source / f"{number:02}.png", number, (10, 10))
+    summary = run_folder(source, output, predictor=TakesAllAway(source))
+    assert summary.done + summary.changed == 60
+    assert summary.changed == summary.skipped > 3
+    assert len(summary.unsettled) == 3
+    assert len({str(line["image"]) for line in lines(output)}) == 60
+    assert not summary.is_whole
+
+
 class BreaksAfter(BrightIsCell):
     """The device is lost after one batch."""
 
@@ -542,8 +630,12 @@ def test_progress_hears_of_every_input_once(source: Path, output: Path) -> None:
         def __init__(self) -> None:
             self.heard: list[str | None] = []
 
-        def start(self, total: int) -> None:
+        def start(self, total: int, *, is_whole: bool) -> None:
+            assert is_whole
             self.total = total
+
+        def expect(self, total: int, *, is_whole: bool) -> None:
+            raise AssertionError("the total is known from the start")
 
         def advance(self, outcome: Outcome | None) -> None:
             self.heard.append(outcome and outcome.image)

@@ -100,3 +100,42 @@ def test_the_bar_tells_the_same_rate(clock: Clock) -> None:
     # The rate of 19 batches in 18 intervals, but for the last image: a little high.
     assert re.search(r"2\.[01] images/s, about 4[0-2]\d s left", text), text[-200:]
     assert "1 failed" in text
+
+
+def test_a_total_that_is_not_known_yet_is_said_to_be_so(clock: Clock, told: list[str]) -> None:
+    with ProgressLines(clock) as lines:
+        lines.start(1000, is_whole=False)
+        run_batches(clock, lines, 20)
+        lines.expect(1200, is_whole=False)
+        run_batches(clock, lines, 20, warm_up_s=4)
+        assert told[0] == "more than 1000 images in the input folder"
+        unknown = told[1:]
+        lines.expect(1300, is_whole=True)
+        run_batches(clock, lines, 20, warm_up_s=4)
+    assert all(re.match(r"\d+ of more than 1[02]00, 0 failed", line) for line in unknown)
+    assert "of more than 1200" in unknown[-1]
+    assert "images/s" in unknown[-1]
+    assert not [line for line in unknown if "left" in line]
+    assert re.fullmatch(r"\d+ of 1300, 0 failed, 2\.\d images/s, about \d+ s left", told[-1])
+
+
+def test_the_bar_waits_for_the_total(clock: Clock) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    assert isinstance(console.file, io.StringIO)
+
+    def text() -> str:
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", console.file.getvalue())  # type: ignore[attr-defined]  # a StringIO
+
+    with ProgressBar(console, clock) as bar:
+        bar.start(100, is_whole=False)
+        run_batches(clock, bar, 8)
+        bar.expect(150, is_whole=False)
+    assert "64 of more than 150" in text()
+    assert "left" not in text()
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with ProgressBar(console, clock) as bar:
+        bar.start(100, is_whole=False)
+        bar.expect(150, is_whole=True)
+        run_batches(clock, bar, 8)
+    assert "64/150" in text()
+    assert "s left" in text()

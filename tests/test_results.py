@@ -105,6 +105,10 @@ def test_a_record_torn_at_any_byte_is_cut_off_and_nothing_else(tmp_path: Path) -
         b'{"image": "x.jpg", "sta{"image": "y.jpg", "status": "done"}\n',
         b"\xff\xfe\xfd\n",
         b"[" * 100_000 + b"\n",
+        b'{"image": "x.jpg", "status": "done", "size_bytes": 99999999999999999999}\n',
+        b'{"image": "x.jpg", "status": "done", "mask": "../x.png"}\n',
+        b'{"image": "x.jpg", "status": "done", "width_px": true}\n',
+        b'{"image": null, "status": "done"}\n',
     ],
 )
 def test_damage_costs_its_own_line_only(tmp_path: Path, damage: bytes) -> None:
@@ -167,6 +171,37 @@ def test_a_failed_redo_keeps_the_image_s_outputs_in_mind(tmp_path: Path) -> None
     assert loaded is not None
     assert loaded.status is Status.FAILED
     assert loaded.mask == "masks/a_mask.png"
+
+
+def test_images_come_in_the_order_of_their_first_records_and_tables_sorted(tmp_path: Path) -> None:
+    with ResultsLog(tmp_path) as results:
+        for name in ("c.jpg", "a.jpg", "\udcff.jpg", "\u00e9.jpg"):
+            results.append(done(name, cells=f"cells/{name}.csv"))
+        results.append(failed("d.jpg"))
+        results.append(failed("c.jpg"))
+        results.append(done("a.jpg", cells="cells/again.csv"))
+    with ResultsLog(tmp_path) as results:
+        order = ["c.jpg", "a.jpg", "\udcff.jpg", "\u00e9.jpg", "d.jpg"]
+        assert [image for image, _ in results.images()] == order
+        assert dict(results.images()) == {image: results.known(image) for image in order}
+        assert [image for image, _ in results.masks()] == order[:4]
+        assert dict(results.masks())["c.jpg"] == "masks/c_mask.png"
+        expected = ["cells/again.csv", "cells/\u00e9.jpg.csv", "cells/\udcff.jpg.csv"]
+        assert list(results.cell_tables()) == expected
+
+
+def test_an_image_that_is_being_done_again_keeps_its_outputs_in_mind(tmp_path: Path) -> None:
+    with ResultsLog(tmp_path) as results:
+        results.append(done("a.jpg"))
+        results.append(failed("a.jpg", status=Status.SKIPPED))
+        live = results.known("a.jpg")
+    with ResultsLog(tmp_path) as results:
+        loaded = results.known("a.jpg")
+    assert loaded == live
+    assert loaded is not None
+    assert loaded.status is Status.SKIPPED
+    assert loaded.outputs == ("masks/a_mask.png", "composites/a_bloodred.jpg")
+    assert loaded.sha256 is None
 
 
 ODD_NAMES = [

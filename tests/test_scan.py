@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import as_plain_user
 
+from bcseg_batch.intake import scan as scan_module
+from bcseg_batch.intake.external_sort import ExternalSort
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.intake.scan import IgnoredFile, scan_folder
 from bcseg_batch.items import InputFile
@@ -195,3 +197,33 @@ def test_every_file_is_found_once_in_an_order_that_creation_does_not_change(
     assert orders[0] == orders[1]
     assert set(orders[0]) == names
     assert len(orders[0]) == len(names)
+
+
+def test_a_folder_too_large_for_memory_comes_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = [
+        "a\nb.jpg",
+        "\u00e9.jpg",
+        "e\u0301.jpg",
+        "\U0001f9ea.jpg",
+        "\ue000.jpg",
+        "a.jpg",
+        "a b.jpg",
+    ]
+    names = [f"{folder}{name}" for folder in ("", "x/", "x.y/", "x/z/", "\u00e9/") for name in odd]
+    touch(*(tmp_path / name for name in [*names, "x/notes.txt"]))
+    for raw in (b"/\xff.jpg", b"/x/\xe9\xff.jpg"):
+        with open(os.fsencode(tmp_path) + raw, "wb"):  # noqa: PTH123 - a Path holds no bytes
+            pass
+    (tmp_path / "x/link.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "x/nowhere.jpg").symlink_to(tmp_path / "nothing")
+    expected = list(scan_folder(tmp_path, RULES, recursive=True))
+    assert len([found for found in expected if isinstance(found, InputFile)]) == len(names) + 3
+    inner = [f.image for f in expected if f.image.count("/") == 1 and f.image.startswith("x/")]
+    assert inner == sorted(inner)
+    monkeypatch.setattr(scan_module, "ExternalSort", lambda: ExternalSort(2))
+    assert list(scan_folder(tmp_path, RULES, recursive=True)) == expected
+    walk = scan_folder(tmp_path, RULES, recursive=True)
+    assert next(walk) == expected[0]
+    del walk  # what it holds on the disk goes with it, or the leak is an error here

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bcseg_batch.intake.external_sort import ExternalSort
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import InputFile
 
@@ -28,10 +29,14 @@ class IgnoredFile:
     missed: bool = False
 
 
+# Ends a name, which holds no such byte, in a listing that is being sorted; sorts before all others.
+_LINK, _NO_LINK = b"\0l", b"\0"
+
+
 def scan_folder(
     root: Path, rules: IgnoreRules, *, recursive: bool
 ) -> Iterator[InputFile | IgnoredFile]:
-    """Walk a folder; only the names on the way down to one folder are held in memory at a time.
+    """Walk a folder, holding a bounded number of names in memory however many there are.
 
     The files of a folder come sorted by name, before those of its sub-folders. Links to files are
     followed, links to folders are not, since they can lead in a circle. What vanishes meanwhile is
@@ -45,6 +50,8 @@ def scan_folder(
 
     Raises:
         OSError: the root itself cannot be listed.
+        OutputError: a very large folder cannot be sorted, since the disk with passing files is
+            full.
     """
     yield from _walk(root, "", rules, recursive=recursive)
 
@@ -68,18 +75,21 @@ def _walk(
     root: Path, start: str, rules: IgnoreRules, *, recursive: bool
 ) -> Iterator[InputFile | IgnoredFile]:
     # A stack and not recursion: folders may be nested deeper than Python's calls.
-    ahead = [start]
+    ahead: list[Iterator[str]] = [iter([start])]
     while ahead:
-        folder = ahead.pop()
+        folder = next(ahead[-1], None)
+        if folder is None:
+            ahead.pop()
+            continue
         reason = rules.reason_folder(folder) if folder else None
         if folder and not recursive:
             reason = "a sub-folder, and recursion is off"
         if reason is not None:
             yield IgnoredFile(folder, reason)
             continue
+        place = root / folder
         try:
-            with os.scandir(root / folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+            files, folders = _list(place)
         except FileNotFoundError:
             if not folder:
                 raise
@@ -90,35 +100,56 @@ def _walk(
             yield IgnoredFile(folder, f"cannot be listed: {error.strerror}", missed=True)
             continue
         prefix = folder and folder + "/"
-        folders = []
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(prefix + entry.name)
-            elif (found := _look_at(entry, prefix + entry.name, rules)) is not None:
+        for name, is_link in _names(files):
+            found = _look_at(os.path.join(place, name), prefix + name, rules, is_link=is_link)  # noqa: PTH118 - of a Path only where it is an input
+            if found is not None:
                 yield found
-        ahead.extend(reversed(folders))
+        if folders:
+            ahead.append(_paths(prefix, folders))
+
+
+def _list(place: Path) -> tuple[ExternalSort, ExternalSort]:
+    """List a folder: its files and its sub-folders, in no order yet."""
+    files, folders = ExternalSort(), ExternalSort()
+    with os.scandir(place) as listing:
+        for entry in listing:
+            kind = _LINK if entry.is_symlink() else _NO_LINK
+            names = folders if entry.is_dir(follow_symlinks=False) else files
+            names.add(entry.name.encode("utf-8", "surrogatepass") + kind)
+    return files, folders
+
+
+def _names(entries: ExternalSort) -> Iterator[tuple[str, bool]]:
+    for entry in entries:
+        name, _, kind = entry.partition(_NO_LINK)
+        yield name.decode("utf-8", "surrogatepass"), bool(kind)
+
+
+def _paths(prefix: str, folders: ExternalSort) -> Iterator[str]:
+    for name, _ in _names(folders):
+        yield prefix + name
 
 
 def _look_at(
-    entry: os.DirEntry[str], image: str, rules: IgnoreRules
+    path: str, image: str, rules: IgnoreRules, *, is_link: bool
 ) -> InputFile | IgnoredFile | None:
     reason = rules.reason_file(image)
-    if reason is not None and not entry.is_symlink():
+    if reason is not None and not is_link:
         return IgnoredFile(image, reason)
     try:
-        facts = entry.stat()  # of what a link leads to
+        facts = os.stat(path)  # noqa: PTH116 - of what a link leads to; a Path costs more than the call
     except OSError as error:
         if reason is not None:
             return IgnoredFile(image, reason)
-        if entry.is_symlink() and error.errno in {errno.ENOENT, errno.ELOOP}:
+        if is_link and error.errno in {errno.ENOENT, errno.ELOOP}:
             return IgnoredFile(image, "a link that leads nowhere", missed=True)
         if isinstance(error, FileNotFoundError):
             return None
-        return InputFile(Path(entry.path), image, 0, 0)  # reading it will tell what is wrong
+        return InputFile(Path(path), image, 0, 0)  # reading it will tell what is wrong
     if stat.S_ISDIR(facts.st_mode):
         reason = "a link to a folder"
     elif reason is None and not stat.S_ISREG(facts.st_mode):
         reason = "not a regular file"
     if reason is not None:
         return IgnoredFile(image, reason)
-    return InputFile(Path(entry.path), image, facts.st_size, facts.st_mtime_ns)
+    return InputFile(Path(path), image, facts.st_size, facts.st_mtime_ns)

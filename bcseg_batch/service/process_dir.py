@@ -17,17 +17,19 @@ from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.remote.url import Place
 from bcseg_batch.service.destination import Destination, open_destination
 from bcseg_batch.service.folders import check_folders
+from bcseg_batch.service.listing import Listing
 from bcseg_batch.service.pipeline import Names, PipelineOptions
 from bcseg_batch.service.places import Inputs, Outputs, open_inputs
 from bcseg_batch.service.tables import write_tables
+from bcseg_batch.store.known import Known
 from bcseg_batch.store.names import OutputNames, name_of_mask
-from bcseg_batch.store.results import Known, ResultsLog
+from bcseg_batch.store.results import ResultsLog
 
 # How often a file that changed while it was read is tried again before it is left for another run.
 _CHANGED_ROUNDS = 2
 _CHANGED_PAUSE_S = 1.0
-# Ignored files beyond this many are counted and no longer named.
-_NAMED_IGNORED = 1000
+# Beyond this many, what failed, changed or was ignored is counted and no longer named.
+_NAMED = 1000
 # Records taken back together before their images are done again.
 _DISOWNED_AT_ONCE = 32
 
@@ -61,8 +63,11 @@ class Stop(Protocol):
 class Progress(Protocol):
     """Told how a run goes; the command line shows it as a bar or as lines."""
 
-    def start(self, total: int) -> None:
-        """A run over so many inputs begins."""
+    def start(self, total: int, *, is_whole: bool) -> None:
+        """A run begins over so many inputs, or over more where the listing is not whole yet."""
+
+    def expect(self, total: int, *, is_whole: bool) -> None:
+        """So many are known by now; told again and again until the listing is whole."""
 
     def advance(self, outcome: Outcome | None) -> None:
         """One more is through; None for one that was done in an earlier run."""
@@ -78,11 +83,14 @@ class Summary:
         skipped: images done by an earlier run, or gone or still being written.
         ignored: files that are no inputs, in number.
         ignored_names: the first thousand of them with the reason.
-        failures: image and error of each that failed.
+        failures: image and error of the first thousand that failed.
         flagged: images done whose record holds a doubt.
-        unsettled: images that vanished or changed while they were read.
+        changed: images that vanished or changed while they were read, in number.
+        unsettled: the first thousand of them.
         missed: how many folders and links could not be followed, with images behind them perhaps.
         left: images not come to, because the run was stopped.
+        unlisted: whether it was stopped before the input folder was listed to its end: more than
+            `left` are left then.
         seconds: wall time.
     """
 
@@ -93,15 +101,17 @@ class Summary:
     ignored_names: list[IgnoredFile] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     flagged: int = 0
+    changed: int = 0
     unsettled: list[str] = field(default_factory=list)
     missed: int = 0
     left: int = 0
+    unlisted: bool = False
     seconds: float = 0.0
 
     @property
     def is_whole(self) -> bool:
         """Whether every image that there is has been done, now or earlier."""
-        return not (self.failed or self.unsettled or self.missed or self.left)
+        return not (self.failed or self.changed or self.missed or self.left or self.unlisted)
 
     @property
     def images_per_s(self) -> float:
@@ -153,9 +163,7 @@ def process_dir(
         for sentence in results.repaired:
             logger.warning("{}", sentence)
         names = OutputNames()
-        for image, known in results.images():
-            if known.mask:
-                names.hold(image, name_of_mask(known.mask))
+        names.hold_all((image, name_of_mask(mask)) for image, mask in results.masks())
         run = _Run(
             inputs,
             engine(inputs, destination.outputs, names),
@@ -164,13 +172,11 @@ def process_dir(
             stop=stop,
             progress=progress,
         )
-        files = list(_listed(inputs, rules, recursive, run.summary))
-        for missed in run.summary.ignored_names:
-            if missed.missed:
-                logger.warning("ignored: {!r}: {}", missed.image, missed.reason)
-        progress.start(len(files))
+        files = Listing(_listed(inputs, rules, recursive, run.summary))
+        files.look_ahead()
+        progress.start(files.count, is_whole=files.is_whole)
         try:
-            changed = run.drain(files, skip_current=not overwrite)
+            changed = run.drain(run.told(files), skip_current=not overwrite)
             for _ in range(_CHANGED_ROUNDS):
                 if stop.requested or not changed:
                     break
@@ -187,7 +193,8 @@ def process_dir(
             run.finish()
             raise
         run.finish()
-        run.summary.left = len(files) - run.through
+        run.summary.left = files.count - run.through
+        run.summary.unlisted = not files.is_whole
     run.summary.seconds = time.monotonic() - started_s
     return run.summary
 
@@ -216,6 +223,15 @@ class _Run:
         self._stop = stop
         self._progress = progress
 
+    def told(self, files: Listing) -> Iterator[InputFile]:
+        """Give what is listed, and tell the progress how much there is as that becomes known."""
+        is_told = files.is_whole
+        for file in files:
+            if not is_told:
+                self._progress.expect(files.count, is_whole=files.is_whole)
+                is_told = files.is_whole
+            yield file
+
     def _not_current(self, files: Iterable[InputFile]) -> Iterator[InputFile]:
         for file in files:
             known = self._results.known(file.image)
@@ -229,16 +245,18 @@ class _Run:
     def drain(self, files: Iterable[InputFile], *, skip_current: bool = False) -> list[Outcome]:
         """Process and record files; give back those that changed while they were read.
 
+        A thousand of them at most: further ones are recorded as they are, for the next run.
+
         Args:
             files: the inputs.
             skip_current: leave out what an earlier run has done.
         """
-        changed = []
+        changed: list[Outcome] = []
         # The stop is asked before each look at an earlier record, which may read the whole file.
         wanted = self._until_stopped(files)
         wanted = self._not_current(wanted) if skip_current else wanted
         for outcome in self._engine.process(self._disowning(wanted)):
-            if outcome.status is Status.SKIPPED:
+            if outcome.status is Status.SKIPPED and len(changed) < _NAMED:
                 changed.append(outcome)
             else:
                 self.record(outcome)
@@ -284,8 +302,8 @@ class _Run:
             destination.commit()  # the images' tables would have to be fetched, and the user waits
             return
         self._results.write_csv()
-        paths = (known.cells for _, known in sorted(self._results.images()) if known.cells)
-        write_tables(destination.folder, self.options, destination.read_tables(paths))
+        tables = destination.read_tables(self._results.cell_tables())
+        write_tables(destination.folder, self.options, tables)
         destination.publish()
 
     def record(self, outcome: Outcome) -> None:
@@ -340,7 +358,9 @@ def _listed(
             continue
         summary.ignored += 1
         summary.missed += found.missed
-        if len(summary.ignored_names) < _NAMED_IGNORED:
+        if found.missed and summary.missed <= _NAMED:
+            logger.warning("ignored: {!r}: {}", found.image, found.reason)
+        if len(summary.ignored_names) < _NAMED:
             summary.ignored_names.append(found)
 
 
@@ -351,7 +371,10 @@ def _count(summary: Summary, outcome: Outcome) -> None:
             summary.flagged += bool(outcome.flags)
         case Status.FAILED:
             summary.failed += 1
-            summary.failures.append((outcome.image, outcome.error or ""))
+            if len(summary.failures) < _NAMED:
+                summary.failures.append((outcome.image, outcome.error or ""))
         case Status.SKIPPED:
             summary.skipped += 1
-            summary.unsettled.append(outcome.image)
+            summary.changed += 1
+            if len(summary.unsettled) < _NAMED:
+                summary.unsettled.append(outcome.image)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from bcseg_batch.store.scratch import Scratch, as_bytes, as_text
 
 _MASK_FOLDER, _MASK_ENDING = "masks/", "_mask.png"
 OUTPUT_FOLDERS = (
@@ -69,8 +71,13 @@ def name_of_mask(path: str) -> str:
     return path.removeprefix(_MASK_FOLDER).removesuffix(_MASK_ENDING)
 
 
+_SCHEMA = """
+CREATE TABLE names (key BLOB PRIMARY KEY, image BLOB UNIQUE, name BLOB) WITHOUT ROWID
+"""
+
+
 class OutputNames:
-    """Which input owns which output name.
+    """Which input owns which output name; kept on disk, and not in memory.
 
     The first input of a stem owns the stem itself; the next is named with its suffix too, so that
     `a.jpg` and `a.tif` become `a` and `a.tif`. What was claimed once stays claimed: claims of
@@ -79,8 +86,7 @@ class OutputNames:
     """
 
     def __init__(self) -> None:
-        self._owner: dict[str, str] = {}
-        self._name: dict[str, str] = {}
+        self._names = Scratch(_SCHEMA)
 
     def hold(self, image: str, name: str) -> None:
         """Lay in a claim of an earlier run.
@@ -89,10 +95,15 @@ class OutputNames:
             image: the input's name, relative, with forward slashes.
             name: the output name without its ending, relative, with forward slashes.
         """
-        key = name_key(name)
-        if image not in self._name and key not in self._owner:
-            self._owner[key] = image
-            self._name[image] = name
+        self.hold_all([(image, name)])
+
+    def hold_all(self, claims: Iterable[tuple[str, str]]) -> None:
+        """Lay in the claims of earlier runs, as `hold` does; of two for one name the first holds.
+
+        Args:
+            claims: image and output name.
+        """
+        self._names.put_all("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", _rows(claims))
 
     def claim(self, image: str) -> str:
         """Give the input's output name: the one it has, or the first that is free.
@@ -103,16 +114,23 @@ class OutputNames:
         Returns:
             The output name without its ending, in the same sub-folder.
         """
-        held = self._name.get(image)
+        held = self._names.row("SELECT name FROM names WHERE image = ?", (as_bytes(image),))
         if held is not None:
-            return held
+            return as_text(held[0])
         for name in candidates(image):
-            key = name_key(name)
-            if key not in self._owner:
-                self._owner[key] = image
-                self._name[image] = name
+            if not self._names.row("SELECT 1 FROM names WHERE key = ?", (_key(name),)):
+                self.hold(image, name)
                 return name
         raise AssertionError("the candidates never end")
+
+
+def _rows(claims: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes, bytes]]:
+    for image, name in claims:
+        yield _key(name), as_bytes(image), as_bytes(name)
+
+
+def _key(name: str) -> bytes:
+    return as_bytes(name_key(name))
 
 
 def candidates(image: str) -> Iterator[str]:

@@ -106,9 +106,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def is_part(path: Path) -> bool:
-    """Say whether a file is one that is not whole yet."""
-    return path.name.startswith(_PART_PREFIX) and path.name.endswith(_PART_SUFFIX)
+def is_part(name: str) -> bool:
+    """Say by its name whether a file is one that is not whole yet."""
+    return name.startswith(_PART_PREFIX) and name.endswith(_PART_SUFFIX)
 
 
 def is_written_to(root: Path) -> bool:
@@ -276,7 +276,12 @@ class OutputFolder(OutputFiles):
 
 
 def _parts(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if is_part(path := Path(folder, name)):
-                yield path
+    ahead = [root]
+    while ahead:
+        # Entry by entry: a folder may hold millions of outputs.
+        with contextlib.suppress(OSError), os.scandir(ahead.pop()) as listing:
+            for entry in listing:
+                if entry.is_dir(follow_symlinks=False):
+                    ahead.append(Path(entry.path))
+                elif is_part(entry.name):
+                    yield Path(entry.path)

@@ -9,15 +9,15 @@ import io
 import json
 import math
 import os
-import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bcseg_batch.items import OUTPUT_FIELDS, Flag, Outcome, Status
+from bcseg_batch.store.known import Known, KnownIndex
 from bcseg_batch.store.outputs import output_error, sync_folder, whole_file
 
 JSONL_NAME = "results.jsonl"
@@ -27,39 +27,10 @@ _FIELDS = tuple(field.name for field in fields(Outcome))
 # Of no use in a table that people read; they stand in the records.
 COLUMNS = tuple(name for name in _FIELDS if name != "outputs_sha256")
 """Columns of `results.csv`, in their order."""
+# What the index of the records and Parquet hold.
+_INTEGER_BITS = 63
 # What may differ between two records that say the same.
 _INCIDENTAL = {"seconds", "finished_at", "mtime_ns", "device", "dtype"}
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What must be known of a record to decide whether its image is done.
-
-    Attributes:
-        offset_bytes: where the record's line begins in the file.
-        status: how it ended.
-        sha256: of the input's bytes.
-        size_bytes: of the input.
-        mtime_ns: of the input.
-        model_sha256: of the checkpoint.
-        settings_sha256: of the settings that shape the outputs.
-        mask: path of the mask relative to the output folder; of an earlier record where this one
-            has none, since its name is still the image's.
-        cells: path of its table of cells.
-        outputs: paths of all files that lie there for the image; those of an earlier record where
-            this one is of an image that was skipped.
-    """
-
-    offset_bytes: int
-    status: Status
-    sha256: str | None
-    size_bytes: int | None
-    mtime_ns: int | None
-    model_sha256: str | None
-    settings_sha256: str | None
-    mask: str | None
-    cells: str | None
-    outputs: tuple[str, ...]
 
 
 class ResultsLog:
@@ -81,10 +52,11 @@ class ResultsLog:
     def __init__(self, folder: Path) -> None:
         self._path = folder / JSONL_NAME
         self._csv_path = folder / CSV_NAME
-        self._known: dict[str, Known] = {}
+        self._known = KnownIndex()
         self.repaired: list[str] = []
         try:
             with contextlib.ExitStack() as files:
+                files.callback(self._known.close)
                 # Unbuffered: what a full disk refused must not be tried again at every later call.
                 self._file = files.enter_context(self._path.open("ab", buffering=0))
                 self._reader = files.enter_context(self._path.open("rb"))
@@ -121,7 +93,15 @@ class ResultsLog:
 
     def images(self) -> Iterator[tuple[str, Known]]:
         """Give every image with what is known of it, in the order of their first records."""
-        return iter(self._known.items())
+        return self._known.images()
+
+    def masks(self) -> Iterator[tuple[str, str]]:
+        """Give the images that have a mask, or had one, with its path; in their records' order."""
+        return self._known.masks()
+
+    def cell_tables(self) -> Iterator[str]:
+        """Give the path of each image's table of cells, sorted by image."""
+        return self._known.cells()
 
     def append(self, outcome: Outcome) -> bool:
         """Add a record, unless the last one of its image says the same.
@@ -145,15 +125,13 @@ class ResultsLog:
             before = self._read(previous.offset_bytes)
             if all(before.get(key) == record[key] for key in _FIELDS if key not in _INCIDENTAL):
                 return False
-        self._known[outcome.image] = _known(
-            record, _write_line(self._file, self._path, record), previous
-        )
+        self._known.put(record, _write_line(self._file, self._path, record))
         return True
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Give the last record of each image, sorted by image."""
-        for image in sorted(self._known):
-            yield self._read(self._known[image].offset_bytes)
+        for offset_bytes in self._known.offsets():
+            yield self._read(offset_bytes)
 
     def write_csv(self) -> None:
         """Write `results.csv` anew: UTF-8, one header, one row per image, sorted by image.
@@ -169,6 +147,9 @@ class ResultsLog:
         return record
 
     def _load(self) -> None:
+        self._known.put_all(self._whole_records())
+
+    def _whole_records(self) -> Iterator[tuple[dict[str, Any], int]]:
         offset_bytes = 0
         for number, line in enumerate(self._reader, start=1):
             if not line.endswith(b"\n"):
@@ -177,10 +158,11 @@ class ResultsLog:
                 break
             try:
                 record = json.loads(line)
-                image = sys.intern(record["image"])
-                self._known[image] = _known(record, offset_bytes, self._known.get(image))
-            except (ValueError, KeyError, TypeError, RecursionError):
+                check_record(record)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self.repaired.append(f"{self._path} line {number} is damaged and was passed over")
+            else:
+                yield record, offset_bytes
             offset_bytes += len(line)
 
 
@@ -337,40 +319,16 @@ def _as_row(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _known(record: dict[str, Any], offset_bytes: int, previous: Known | None) -> Known:
-    check_record(record)
-    model, settings = record.get("model_sha256"), record.get("settings_sha256")
-    status = Status(record["status"])
-    mask = record.get("mask")
-    outputs = tuple(record[name] for name in OUTPUT_FIELDS if record.get(name))
-    if previous is not None:
-        mask = mask or previous.mask
-        if status is Status.SKIPPED:
-            outputs = outputs or previous.outputs
-    return Known(
-        offset_bytes,
-        status,
-        record.get("sha256"),
-        record.get("size_bytes"),
-        record.get("mtime_ns"),
-        # The same few hashes stand in every record: one copy of each is enough.
-        model and sys.intern(model),
-        settings and sys.intern(settings),
-        mask,
-        record.get("cells"),
-        outputs,
-    )
-
-
 @functools.cache
-def _kinds() -> dict[str, tuple[type, ...]]:
+def _kinds() -> dict[str, frozenset[type]]:
     """Give the types that the numbers and texts of a record may have."""
     kinds = {}
     for name, hint in typing.get_type_hints(Outcome).items():
         members = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
         if members <= {int, float, str, type(None)}:
-            allowed = members - {type(None)}
-            kinds[name] = tuple(allowed | ({int} if float in allowed else set()))
+            # Any may be missing, but for those that are asked for by name.
+            whole = {int} if float in members else set()
+            kinds[name] = frozenset(members | whole | {type(None)})
     return kinds
 
 
@@ -378,14 +336,20 @@ def check_record(record: dict[str, Any]) -> None:
     """Refuse a line that somebody has edited into something else.
 
     Raises:
-        TypeError, ValueError: it is no record, or names a file outside the output folder.
+        TypeError, ValueError, KeyError, AttributeError: it is no record, or names a file outside
+            the output folder.
     """
+    if record["image"] is None:
+        raise TypeError("image is no text")
+    Status(record["status"])
     for name, kinds in _kinds().items():
         value = record.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        if type(value) not in kinds:  # not by isinstance, for which true is a number
             raise TypeError(f"{name} is of another type")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is no number")
+        if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+            raise ValueError(f"{name} is larger than any file, picture or time")
     hashes = record.get("outputs_sha256", {})
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise TypeError("outputs_sha256 are no texts by name")
@@ -398,6 +362,6 @@ def check_record(record: dict[str, Any]) -> None:
         Flag(**flag)
         float(flag["value"])
     for name in OUTPUT_FIELDS:
-        path = PurePosixPath(record.get(name) or "")
-        if path.is_absolute() or ".." in path.parts:
+        path = record.get(name) or ""
+        if path.startswith("/") or (".." in path and ".." in PurePosixPath(path).parts):
             raise ValueError(f"{name} lies outside the output folder")

@@ -179,5 +179,5 @@ def _sha256(path: Path) -> str:
 def _files(folder: Path) -> Iterator[str]:
     for name in OUTPUT_FOLDERS:
         for path in sorted((folder / name).rglob("*")):
-            if not path.is_dir() and not is_part(path):
+            if not path.is_dir() and not is_part(path.name):
                 yield path.relative_to(folder).as_posix()
