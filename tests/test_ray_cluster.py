@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from parts import NeverStop, Quiet, command, tree, write_smear
+from stores import BUCKET, ENVIRONMENT, S3Server
 
 from bcseg_batch.errors import DeviceError, SettingsError
 from bcseg_batch.intake.ignore import IgnoreRules
@@ -41,7 +42,7 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -56,6 +57,7 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Binds to 127.0.0.1, and finds what is bound there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **more,
     }
 
 
@@ -79,10 +81,10 @@ def started(home: Path, log: Path, *arguments: object) -> subprocess.Popen[bytes
         )
 
 
-def ran(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def ran(home: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [command(), *map(str, arguments)],
-        env=environment(home),
+        env=environment(home, **more),
         capture_output=True,
         text=True,
         timeout=LONG_S,
@@ -145,6 +147,32 @@ def test_outputs_and_records_are_those_of_the_local_engine(
     # A second run has nothing to do, whichever engine is asked.
     again = ran(home, "process-dir", source, other, *common, "--json")
     assert json.loads(again.stdout)["done"] == 0
+
+
+def test_workers_read_from_and_write_to_a_bucket(
+    source: Path, tmp_path: Path, tiny_model: Path, home: Path
+) -> None:
+    local, copy = tmp_path / "local", tmp_path / "copy"
+    ran(home, "process-dir", source, local, "--model", tiny_model)
+    server = S3Server()
+    server.empty()
+    try:
+        for path in source.rglob("*.*"):
+            server.put(f"in/{path.relative_to(source).as_posix()}", path.read_bytes())
+        result = ran(
+            home,
+            *("process-dir", f"s3://{BUCKET}/in", f"s3://{BUCKET}/out", "--model", tiny_model),
+            *("--engine", "ray"),
+            **{**ENVIRONMENT, "AWS_ENDPOINT_URL": server.url},
+        )
+        assert result.returncode == 1, result.stderr
+        for key, content in server.tree("out").items():
+            path = copy / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    finally:
+        server.close()
+    assert_same(local, copy)
 
 
 @contextlib.contextmanager
