@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: typer reads the annotations as they are.
 import json
 import os
+import shlex
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bcseg_batch.report.build import Report
     from bcseg_batch.service.process_dir import Summary
     from bcseg_batch.settings import LoadedSettings
+    from bcseg_batch.store.shards import Shard
 
 app = new_app(
     "bcseg-batch", "Find the blood cells in smear photographs: masks and blood-red composites."
@@ -188,6 +190,10 @@ def process_dir_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do again what is done already.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="The K-th of N parts of INPUT alone; see `merge`."),
+    ] = None,
     settings_file: SettingsFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON on standard output.")
@@ -197,6 +203,7 @@ def process_dir_command(
     from bcseg_batch.errors import UsageError
     from bcseg_batch.remote.url import parse_place
     from bcseg_batch.settings import load_settings
+    from bcseg_batch.store.shards import Shard
 
     loaded = load_settings(
         settings_file,
@@ -229,7 +236,15 @@ def process_dir_command(
             f"the report is made in a folder, and {target} is none: leave out --report, copy the "
             "results here, then run `bcseg-batch report` on the copy"
         )
-    summary, code = _process_dir(loaded, parse_place(source), target, overwrite=overwrite)
+    part = None if shard is None else Shard.parse(shard)
+    if loaded.settings.report.enabled and part is not None:
+        raise UsageError(
+            "the report is made of all shards: leave it out (--no-report), and run `bcseg-batch "
+            "report` when they are through"
+        )
+    summary, code = _process_dir(
+        loaded, parse_place(source), target, overwrite=overwrite, shard=part
+    )
     if as_json:
         typer.echo(json.dumps(_summary_json(summary, target), indent=2))
     else:
@@ -245,7 +260,12 @@ def process_dir_command(
 
 
 def _process_dir(
-    loaded: "LoadedSettings", source: "Place", output: "Place", *, overwrite: bool
+    loaded: "LoadedSettings",
+    source: "Place",
+    output: "Place",
+    *,
+    overwrite: bool,
+    shard: "Shard | None",
 ) -> "tuple[Summary, int]":
     from loguru import logger
     from rich.console import Console
@@ -284,6 +304,7 @@ def _process_dir(
             overwrite=overwrite,
             stop=stop,
             progress=progress,
+            shard=shard,
         )
     if stop.requested:
         return summary, stop.exit_code
@@ -330,12 +351,13 @@ def _print_summary(summary: "Summary", output: "Place") -> None:
     from bcseg_batch.text import printable
 
     total = summary.done + summary.failed + summary.skipped
-    lines = []
+    lines = [] if summary.shard is None else [f"Shard {summary.shard}:"]
     if summary.left:
         left = f"at least {summary.left}" if summary.unlisted else f"{summary.left}"
         lines.append(f"Interrupted with {left} images left: run again to go on.")
     elif not total:
-        lines.append("Nothing to do: no image in the input folder.")
+        where = "the input folder" if summary.shard is None else "this part of the input folder"
+        lines.append(f"Nothing to do: no image in {where}.")
     elif total == summary.skipped and not summary.changed:
         lines.append(f"Nothing to do: all {total} images were done before.")
     lines.append(
@@ -355,7 +377,12 @@ def _print_summary(summary: "Summary", output: "Place") -> None:
             f"{summary.changed} vanished or were being written: {', '.join(names)}{more}: "
             "run again when they are there"
         )
-    if isinstance(output, Path):
+    if summary.shard is not None:
+        lines.append(
+            "  when all shards are through, this makes results.jsonl and the tables: "
+            f"bcseg-batch merge {shlex.quote(str(output))}"
+        )
+    elif isinstance(output, Path):
         there = [output / kind for kind in _RESULTS if (output / kind).exists()]
         lines.extend(_result_line(path.name, path) for path in there)
     else:
@@ -367,6 +394,39 @@ def _result_line(kind: str, path: Path) -> str:
     from bcseg_batch.text import printable
 
     return f"  {kind:<13} {printable(str(path))}"
+
+
+@app.command("merge")
+def merge_command(
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUTPUT", help="Folder that shards have written to.", show_default=False
+        ),
+    ],
+    settings_file: SettingsFile = None,
+) -> None:
+    """Join what the runs of process-dir --shard have recorded, and make the tables over all."""
+    from rich.console import Console
+
+    from bcseg_batch.service.log import log_to_terminal
+    from bcseg_batch.service.shards import merge_folder
+    from bcseg_batch.settings import load_settings
+    from bcseg_batch.text import printable
+
+    log_to_terminal(Console(stderr=True))
+    settings = load_settings(settings_file, {}).settings
+    merged = merge_folder(output, parquet=settings.outputs.parquet)
+    if merged is None:
+        typer.echo("nothing to merge: no shard has left records there")
+        return
+    typer.echo(
+        f"{merged.records} records of {len(merged.shards)} shards merged: "
+        f"{printable(str(output / 'results.jsonl'))}"
+    )
+    if merged.absent:
+        absent = ", ".join(merged.absent[:10]) + (", ..." if len(merged.absent) > 10 else "")
+        typer.echo(f"no records of shards {absent}: they have not run since the last merge")
 
 
 @app.command("export")

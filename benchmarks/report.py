@@ -26,7 +26,8 @@ from typing import Any
 from bcseg_batch.items import OUTPUT_FIELDS, Outcome, Status
 from bcseg_batch.report.build import ReportOptions, build_report
 from bcseg_batch.store.read_back import read_outcomes
-from bcseg_batch.store.results import JSONL_NAME, to_record
+from bcseg_batch.store.results import to_record
+from bcseg_batch.store.shards import JSONL_NAME
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 NEW = 10

@@ -20,7 +20,8 @@ from bcseg_batch.store.names import (
     mask_path,
     preview_path,
 )
-from bcseg_batch.store.results import JSONL_NAME, to_record
+from bcseg_batch.store.results import to_record
+from bcseg_batch.store.shards import JSONL_NAME
 
 SHAPE_HW = (60, 80)
 # Row, column and radius of each cell; the first two touch.

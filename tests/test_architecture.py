@@ -30,6 +30,7 @@ READS_SETTINGS = {
     "bcseg_batch.service.build",
     "bcseg_batch.service.daemon",
     "bcseg_batch.service.doctor",
+    "bcseg_batch.service.remote_worker",
 }
 
 

@@ -53,7 +53,8 @@ def test_a_line_that_is_no_record_is_told_and_passed_over(
         file.write(line)
     read = read_outcomes(tmp_path / "out")
     assert list(read.outcomes) == ["a.png"]
-    assert read.damaged == (len((tmp_path / "out/results.jsonl").read_bytes().splitlines()),)
+    number = len((tmp_path / "out/results.jsonl").read_bytes().splitlines())
+    assert read.damaged == (("results.jsonl", number),)
 
 
 def test_a_folder_that_nobody_has_written_to_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from bcseg_batch.errors import OutputError
 from bcseg_batch.items import Outcome, Status
 from bcseg_batch.store import results
-from bcseg_batch.store.results import JSONL_NAME, ResultsFollower, to_record
+from bcseg_batch.store.results import ResultsFollower, to_record
+from bcseg_batch.store.shards import JSONL_NAME
 
 
 def outcome(number: int) -> Outcome:

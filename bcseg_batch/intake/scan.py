@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,17 @@ class IgnoredFile:
 _LINK, _NO_LINK = b"\0l", b"\0"
 
 
+def of_all(_: str) -> bool:
+    """Hold every name."""
+    return True
+
+
 def scan_folder(
-    root: Path, rules: IgnoreRules, *, recursive: bool
+    root: Path,
+    rules: IgnoreRules,
+    *,
+    recursive: bool,
+    holds: Callable[[str], bool] = of_all,
 ) -> Iterator[InputFile | IgnoredFile]:
     """Walk a folder, holding a bounded number of names in memory however many there are.
 
@@ -47,13 +56,14 @@ def scan_folder(
         root: the input folder.
         rules: what is an input.
         recursive: enter sub-folders.
+        holds: says of files by name which are looked at; others are passed over in silence.
 
     Raises:
         OSError: the root itself cannot be listed.
         OutputError: a very large folder cannot be sorted, since the disk with passing files is
             full.
     """
-    yield from _walk(root, "", rules, recursive=recursive)
+    yield from _walk(root, "", rules, recursive=recursive, holds=holds)
 
 
 def scan_subfolder(
@@ -68,11 +78,16 @@ def scan_subfolder(
     """
     parts = folder.split("/")
     if not any(rules.reason_folder("/".join(parts[:n])) for n in range(1, len(parts) + 1)):
-        yield from _walk(root, folder, rules, recursive=True)
+        yield from _walk(root, folder, rules, recursive=True, holds=of_all)
 
 
 def _walk(
-    root: Path, start: str, rules: IgnoreRules, *, recursive: bool
+    root: Path,
+    start: str,
+    rules: IgnoreRules,
+    *,
+    recursive: bool,
+    holds: Callable[[str], bool],
 ) -> Iterator[InputFile | IgnoredFile]:
     # A stack and not recursion: folders may be nested deeper than Python's calls.
     ahead: list[Iterator[str]] = [iter([start])]
@@ -101,9 +116,9 @@ def _walk(
             continue
         prefix = folder and folder + "/"
         for name, is_link in _names(files):
-            found = _look_at(os.path.join(place, name), prefix + name, rules, is_link=is_link)  # noqa: PTH118 - of a Path only where it is an input
-            if found is not None:
-                yield found
+            if holds(prefix + name):
+                path = os.path.join(place, name)  # noqa: PTH118 - a Path only where it is an input
+                yield from _look_at(path, prefix + name, rules, is_link=is_link)
         if folders:
             ahead.append(_paths(prefix, folders))
 
@@ -132,24 +147,27 @@ def _paths(prefix: str, folders: ExternalSort) -> Iterator[str]:
 
 def _look_at(
     path: str, image: str, rules: IgnoreRules, *, is_link: bool
-) -> InputFile | IgnoredFile | None:
+) -> Iterator[InputFile | IgnoredFile]:
+    """Give what a file is; nothing where it has vanished."""
     reason = rules.reason_file(image)
     if reason is not None and not is_link:
-        return IgnoredFile(image, reason)
+        yield IgnoredFile(image, reason)
+        return
     try:
         facts = os.stat(path)  # noqa: PTH116 - of what a link leads to; a Path costs more than the call
     except OSError as error:
         if reason is not None:
-            return IgnoredFile(image, reason)
-        if is_link and error.errno in {errno.ENOENT, errno.ELOOP}:
-            return IgnoredFile(image, "a link that leads nowhere", missed=True)
-        if isinstance(error, FileNotFoundError):
-            return None
-        return InputFile(Path(path), image, 0, 0)  # reading it will tell what is wrong
+            yield IgnoredFile(image, reason)
+        elif is_link and error.errno in {errno.ENOENT, errno.ELOOP}:
+            yield IgnoredFile(image, "a link that leads nowhere", missed=True)
+        elif not isinstance(error, FileNotFoundError):
+            yield InputFile(Path(path), image, 0, 0)  # reading it will tell what is wrong
+        return
     if stat.S_ISDIR(facts.st_mode):
         reason = "a link to a folder"
     elif reason is None and not stat.S_ISREG(facts.st_mode):
         reason = "not a regular file"
     if reason is not None:
-        return IgnoredFile(image, reason)
-    return InputFile(Path(path), image, facts.st_size, facts.st_mtime_ns)
+        yield IgnoredFile(image, reason)
+    else:
+        yield InputFile(Path(path), image, facts.st_size, facts.st_mtime_ns)

@@ -35,6 +35,7 @@ from bcseg_batch.service.notify import Notifier
 from bcseg_batch.service.pipeline import Interrupted
 from bcseg_batch.service.places import LocalInputs
 from bcseg_batch.service.reporting import NoReporter, Reporter
+from bcseg_batch.service.shards import merge_shards
 from bcseg_batch.service.status import LOCK_NAME, DaemonStatus, write_status
 from bcseg_batch.service.stop import StopSignals
 from bcseg_batch.service.tables import write_tables
@@ -683,6 +684,8 @@ class Daemon:
 
     def _open_output(self) -> None:
         self._outputs = self._output_files.enter_context(OutputFolder(self._folders.output))
+        # Not refused: the service would stay down for what is mended by itself.
+        merge_shards(self._folders.output)
         self._results = self._output_files.enter_context(ResultsFollower(self._folders.output))
         self._output_identity = _identity(self._folders.output)
 
@@ -752,7 +755,9 @@ class Daemon:
         began_s = time.monotonic()
         self._results.write_csv(self._ledger.outcomes())
         output = self._folders.output
-        write_tables(output, self._engine.options, read_tables(output, self._cell_tables()))
+        options = self._engine.options
+        tables = read_tables(output, self._cell_tables())
+        write_tables(output, tables, cells=options.cells, parquet=options.parquet)
         self._tables_took_s = time.monotonic() - began_s
         self._table_due_s = None
         # The next one waits so long that tables never take more than their share of the time.

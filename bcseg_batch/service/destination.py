@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from bcseg_batch.errors import UsageError
 from bcseg_batch.remote.lease import Lease
 from bcseg_batch.remote.outputs import RemoteOutputs
 from bcseg_batch.remote.records import RemoteRecords
 from bcseg_batch.remote.url import Place, Url
 from bcseg_batch.service.places import Outputs
+from bcseg_batch.service.shards import merge_shards
 from bcseg_batch.store.cell_table import CELLS_NAME, read_tables
 from bcseg_batch.store.outputs import LOCK_NAME, OutputFolder
-from bcseg_batch.store.results import CSV_NAME, JSONL_NAME
+from bcseg_batch.store.results import CSV_NAME
+from bcseg_batch.store.shards import JSONL_NAME, Shard
 
 _TABLES = (CSV_NAME, CELLS_NAME, "results.parquet", "cells.parquet")
 
@@ -105,15 +108,13 @@ class _Store:
 
 
 @contextlib.contextmanager
-def open_destination(
-    output: Place, *, records: str = JSONL_NAME, lock: str = LOCK_NAME
-) -> Iterator[Destination]:
+def open_destination(output: Place, shard: Shard | None = None) -> Iterator[Destination]:
     """Open a place for the run that writes to it, and close it to all others.
 
     Args:
         output: the place; a folder is made where it is missing.
-        records: name of the file of records.
-        lock: name of the file or object that keeps others out.
+        shard: of the run, which lets the other shards in. Without, what shards have recorded there
+            is merged first.
 
     Raises:
         UsageError: another run is writing there.
@@ -121,14 +122,21 @@ def open_destination(
         SettingsError: the library for this kind of store is not installed.
     """
     if not isinstance(output, Url):
-        with OutputFolder(output) as folder:
+        with OutputFolder(output, shard) as folder:
+            if shard is None:
+                merge_shards(folder.root)
             yield _Folder(folder)
         return
+    if shard is not None:
+        raise UsageError(
+            f"--shard {shard} needs an output folder that all shards share, and {output} is none: "
+            "name a folder of a share that every machine mounts"
+        )
     with contextlib.ExitStack() as held:
-        lease = Lease(RemoteOutputs(output).bucket, lock)
+        lease = Lease(RemoteOutputs(output).bucket, LOCK_NAME)
         held.enter_context(lease)
         outputs = RemoteOutputs(output, lease.check)
         here = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="bcseg-batch-")))
-        log = RemoteRecords(outputs.bucket, here, records, check=lease.check)
+        log = RemoteRecords(outputs.bucket, here, JSONL_NAME, check=lease.check)
         log.load()
         yield _Store(outputs, log, here)

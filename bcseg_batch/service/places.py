@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
 from bcseg_batch.errors import UsageError
 from bcseg_batch.intake.ignore import IgnoreRules
-from bcseg_batch.intake.scan import IgnoredFile, scan_folder
+from bcseg_batch.intake.scan import IgnoredFile, of_all, scan_folder
 from bcseg_batch.items import InputFile
 from bcseg_batch.remote.inputs import RemoteInputs
 from bcseg_batch.remote.url import Place, Url
@@ -93,8 +93,13 @@ class Outputs(Protocol):
 
 
 @contextlib.contextmanager
-def open_inputs(source: Place) -> Iterator[Inputs]:
+def open_inputs(source: Place, holds: Callable[[str], bool] = of_all) -> Iterator[Inputs]:
     """Open a place with photographs.
+
+    Args:
+        source: the place.
+        holds: says by name which are wanted. A folder does not look at others; a store lists them
+            all the same.
 
     Raises:
         UsageError: there is no such place in a store, or nothing in it.
@@ -102,7 +107,7 @@ def open_inputs(source: Place) -> Iterator[Inputs]:
         SettingsError: the library for this kind of store is not installed.
     """
     if not isinstance(source, Url):
-        yield LocalInputs(source)
+        yield LocalInputs(source, holds)
         return
     with RemoteInputs(source) as inputs:
         inputs.check()
@@ -114,10 +119,12 @@ class LocalInputs(InPlace):
 
     Args:
         root: the folder.
+        holds: says by name which are given; others are passed over.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, holds: Callable[[str], bool] = of_all) -> None:
         self._root = root
+        self._holds = holds
 
     def __reduce__(self) -> tuple[type[LocalInputs], tuple[Path]]:
         return LocalInputs, (self._root.absolute(),)
@@ -125,7 +132,7 @@ class LocalInputs(InPlace):
     def scan(self, rules: IgnoreRules, *, recursive: bool) -> Iterator[InputFile | IgnoredFile]:
         """Walk the folder."""
         try:
-            yield from scan_folder(self._root, rules, recursive=recursive)
+            yield from scan_folder(self._root, rules, recursive=recursive, holds=self._holds)
         except OSError as error:
             raise UsageError(
                 f"the input folder {str(self._root)!r} cannot be listed: {error.strerror}: give "

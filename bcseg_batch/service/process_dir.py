@@ -12,7 +12,7 @@ from loguru import logger
 
 from bcseg_batch.errors import StorageError
 from bcseg_batch.intake.ignore import IgnoreRules
-from bcseg_batch.intake.scan import IgnoredFile
+from bcseg_batch.intake.scan import IgnoredFile, of_all
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.remote.url import Place
 from bcseg_batch.service.destination import Destination, open_destination
@@ -24,6 +24,7 @@ from bcseg_batch.service.tables import write_tables
 from bcseg_batch.store.known import Known
 from bcseg_batch.store.names import OutputNames, name_of_mask
 from bcseg_batch.store.results import ResultsLog
+from bcseg_batch.store.shards import Shard
 
 # How often a file that changed while it was read is tried again before it is left for another run.
 _CHANGED_ROUNDS = 2
@@ -91,6 +92,7 @@ class Summary:
         left: images not come to, because the run was stopped.
         unlisted: whether it was stopped before the input folder was listed to its end: more than
             `left` are left then.
+        shard: of the input, as `K/N`, where only that part was to be done.
         seconds: wall time.
     """
 
@@ -106,6 +108,7 @@ class Summary:
     missed: int = 0
     left: int = 0
     unlisted: bool = False
+    shard: str | None = None
     seconds: float = 0.0
 
     @property
@@ -129,6 +132,7 @@ def process_dir(
     overwrite: bool,
     stop: Stop,
     progress: Progress,
+    shard: Shard | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Summary:
     """Process what is new or changed in a folder, and record it.
@@ -142,6 +146,7 @@ def process_dir(
         overwrite: do again what is done.
         stop: once it says so, nothing more is taken, and what is under way is finished.
         progress: told of each image.
+        shard: process this part of the input alone, beside the runs of other shards.
         pause: waits so many seconds before what changed while it was read is looked at again.
 
     Returns:
@@ -155,10 +160,11 @@ def process_dir(
     """
     started_s = time.monotonic()
     check_folders(source, output)
+    holds = of_all if shard is None else shard.part(rules.suffixes)
     with (
-        open_inputs(source) as inputs,
-        open_destination(output) as destination,
-        ResultsLog(destination.folder) as results,
+        open_inputs(source, holds) as inputs,
+        open_destination(output, shard) as destination,
+        ResultsLog(destination.folder, shard, holds) as results,
     ):
         for sentence in results.repaired:
             logger.warning("{}", sentence)
@@ -171,8 +177,9 @@ def process_dir(
             results,
             stop=stop,
             progress=progress,
+            shard=shard,
         )
-        files = Listing(_listed(inputs, rules, recursive, run.summary))
+        files = Listing(_listed(inputs, rules, recursive, holds, run.summary))
         files.look_ahead()
         progress.start(files.count, is_whole=files.is_whole)
         try:
@@ -211,8 +218,10 @@ class _Run:
         *,
         stop: Stop,
         progress: Progress,
+        shard: Shard | None,
     ) -> None:
-        self.summary = Summary()
+        self.summary = Summary(shard=None if shard is None else str(shard))
+        self._is_shard = shard is not None
         self.through = 0
         self.options = engine.options
         self._inputs = inputs
@@ -296,14 +305,15 @@ class _Run:
     def finish(self) -> None:
         """Make the tables over all images, and bring all to where it belongs."""
         destination = self._destination
-        if destination.is_whole:
-            return
+        if destination.is_whole or self._is_shard:
+            return  # the tables are made when the shards are merged
         if self._stop.requested and destination.is_far:
             destination.commit()  # the images' tables would have to be fetched, and the user waits
             return
         self._results.write_csv()
         tables = destination.read_tables(self._results.cell_tables())
-        write_tables(destination.folder, self.options, tables)
+        options = self.options
+        write_tables(destination.folder, tables, cells=options.cells, parquet=options.parquet)
         destination.publish()
 
     def record(self, outcome: Outcome) -> None:
@@ -350,9 +360,15 @@ def is_current(
 
 
 def _listed(
-    inputs: Inputs, rules: IgnoreRules, recursive: bool, summary: Summary
+    inputs: Inputs,
+    rules: IgnoreRules,
+    recursive: bool,
+    holds: Callable[[str], bool],
+    summary: Summary,
 ) -> Iterator[InputFile]:
     for found in inputs.scan(rules, recursive=recursive):
+        if not holds(found.image):
+            continue
         if isinstance(found, InputFile):
             yield found
             continue

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bcseg_batch.items import Outcome
 from bcseg_batch.segment.analysis import CELL_COLUMNS
-from bcseg_batch.service.pipeline import PipelineOptions
 from bcseg_batch.store.cell_table import CELLS_NAME, write_cells_table
 from bcseg_batch.store.parquet import ColumnTypes, write_parquet
 from bcseg_batch.store.results import COLUMNS, CSV_NAME
@@ -16,23 +15,24 @@ from bcseg_batch.store.results import COLUMNS, CSV_NAME
 _WHOLE_NUMBERS = {"label", "bbox-0", "bbox-1", "bbox-2", "bbox-3", "area"}
 
 
-def write_tables(folder: Path, options: PipelineOptions, cell_tables: Iterable[bytes]) -> None:
+def write_tables(folder: Path, cell_tables: Iterable[bytes], *, cells: bool, parquet: bool) -> None:
     """Write `cells.csv`, and the tables as Parquet where that is asked for.
 
     Args:
         folder: the output folder, `results.csv` in it.
-        options: say what is written.
         cell_tables: content of the images' own tables, in the order wanted; see
             `store.cell_table.read_tables`.
+        cells: write `cells.csv`.
+        parquet: write the tables as Parquet too.
 
     Raises:
         OutputError: something cannot be written.
     """
-    if options.cells:
+    if cells:
         write_cells_table(folder, CELL_COLUMNS, cell_tables)
-    if options.parquet:
+    if parquet:
         write_parquet(folder / CSV_NAME, result_types())
-        if options.cells:
+        if cells:
             write_parquet(folder / CELLS_NAME, cell_types())
 
 

@@ -12,7 +12,7 @@ from typing import IO
 from bcseg_batch.errors import UsageError
 
 
-def take_lock(path: Path, what: str) -> IO[str]:
+def take_lock(path: Path, what: str, *, shared: bool = False) -> IO[str]:
     """Lock a folder by a file in it, until the file given back is closed or the process dies.
 
     The kernel lets go of the lock however the process ends, so that none is ever left behind. The
@@ -21,9 +21,10 @@ def take_lock(path: Path, what: str) -> IO[str]:
     Args:
         path: the lock file; made where it is missing.
         what: the kind of folder it stands in, for the error, such as `output folder`.
+        shared: let others in that share it too, and keep out those that do not.
 
     Returns:
-        The open file, which holds the number of this process.
+        The open file, which holds the number of this process; nothing where it is shared.
 
     Raises:
         UsageError: another process has it.
@@ -31,14 +32,14 @@ def take_lock(path: Path, what: str) -> IO[str]:
     """
     file = path.open("a+", encoding="utf-8")
     try:
-        _lock_exclusively(file)
+        _lock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BlockingIOError as error:
         file.seek(0)
-        holder = file.read().strip() or "unknown"
+        number = file.read().strip()
         file.close()
+        holder = f"another run (process {number})" if number else "other runs"
         raise UsageError(
-            f"{path.parent} is being written by another run (process {holder}): wait for it, or "
-            f"name another {what}"
+            f"{path.parent} is being written by {holder}: wait for it, or name another {what}"
         ) from error
     except OSError as error:
         # Without locks (some network file systems) two runs are the user's own lookout.
@@ -47,21 +48,22 @@ def take_lock(path: Path, what: str) -> IO[str]:
             raise
     file.seek(0)
     file.truncate()
-    file.write(f"{os.getpid()}\n")
+    if not shared:
+        file.write(f"{os.getpid()}\n")
     file.flush()
     return file
 
 
-def _lock_exclusively(file: IO[str]) -> None:
+def _lock(file: IO[str], kind: int) -> None:
     """Lock, trying for a moment: `is_locked` holds the lock for microseconds."""
     for _ in range(4):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.05)
         else:
             return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
 
 
 def is_locked(path: Path) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from bcseg_batch.store.scratch import Scratch, as_bytes, as_text
 
@@ -149,6 +150,20 @@ def candidates(image: str) -> Iterator[str]:
     yield image
     for number in itertools.count(2):
         yield f"{image}~{number}"
+
+
+def name_root(suffixes: Collection[str]) -> Callable[[str], str]:
+    """Give what says of a name what is left without suffixes of images and numbers at its end.
+
+    All output names that an input may have share their root with it: each is the input's name or
+    its stem, with or without a number. So inputs of different roots never contend for a name.
+
+    Args:
+        suffixes: of inputs, lower case with the dot.
+    """
+    endings = "|".join(re.escape(name_key(suffix)) for suffix in sorted(suffixes))
+    ending = re.compile(rf"(?:~[0-9]+{'|' if endings else ''}{endings})+\Z", re.DOTALL)
+    return lambda name: ending.sub("", name_key(name))
 
 
 def name_key(name: str) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from bcseg_batch.errors import OutputError, UnsupportedImageError
+from bcseg_batch.errors import OutputError, UnsupportedImageError, UsageError
 from bcseg_batch.store.lock import is_locked, take_lock
+from bcseg_batch.store.shards import Shard, shard_locks
 
 _PART_PREFIX = ".bcseg-"
 _PART_SUFFIX = ".part"
@@ -113,7 +114,10 @@ def is_part(name: str) -> bool:
 
 def is_written_to(root: Path) -> bool:
     """Say whether a run is writing to an output folder at the moment."""
-    return is_locked(root / LOCK_NAME)
+    try:
+        return is_locked(root / LOCK_NAME) or any(map(is_locked, shard_locks(root).values()))
+    except OSError:
+        return False
 
 
 def is_output_folder(root: Path) -> bool:
@@ -235,24 +239,33 @@ class OutputFiles:
 
 
 class OutputFolder(OutputFiles):
-    """One output folder, held by one run at a time.
+    """One output folder, held by one run at a time, or by the shards of one division.
 
     Args:
         root: the folder; made where it is missing.
+        shard: lets the other shards in at the same time, and nobody else.
 
     Raises:
         OutputError: it cannot be made or written.
         UsageError: another run is writing there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, shard: Shard | None = None) -> None:
         super().__init__(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(root / LOCK_NAME, "output folder")
+            with contextlib.ExitStack() as locks:
+                is_shared = shard is not None
+                locks.enter_context(take_lock(root / LOCK_NAME, "output folder", shared=is_shared))
+                if shard is not None:
+                    # Its own lock first: of two that begin at once, one at least sees the other.
+                    locks.enter_context(take_lock(root / shard.lock_name, "output folder"))
+                    _refuse_other_divisions(root, shard)
+                self._locks = locks.pop_all()
         except OSError as error:
             raise output_error(root, error) from error
-        self._remove_parts()
+        if shard is None:
+            self._remove_parts()
 
     def __reduce__(self) -> tuple[type[OutputFiles], tuple[Path]]:
         """Be copied to another process as what writes there for the run that holds the folder."""
@@ -260,7 +273,7 @@ class OutputFolder(OutputFiles):
 
     def close(self) -> None:
         """Let the next run in."""
-        self._lock.close()
+        self._locks.close()
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -269,10 +282,19 @@ class OutputFolder(OutputFiles):
         self.close()
 
     def _remove_parts(self) -> None:
-        """Clear away what a killed run left half written; the lock says nobody else is at it."""
+        """Clear away what killed runs left half written; the lock says nobody else is at it."""
         for part in list(_parts(self.root)):
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _refuse_other_divisions(root: Path, shard: Shard) -> None:
+    for other, path in shard_locks(root).items():
+        if other.count != shard.count and is_locked(path):
+            raise UsageError(
+                f"{root} is being written by shard {other}, whose part overlaps with that of "
+                f"{shard}: wait until it is through, or take {other.count} parts as well"
+            )
 
 
 def _parts(root: Path) -> Iterator[Path]:

@@ -9,18 +9,20 @@ import io
 import json
 import math
 import os
+import time
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from bcseg_batch.items import OUTPUT_FIELDS, Flag, Outcome, Status
-from bcseg_batch.store.known import Known, KnownIndex
+from bcseg_batch.store.known import Known, KnownIndex, finished_ms
 from bcseg_batch.store.outputs import output_error, sync_folder, whole_file
+from bcseg_batch.store.shards import JSONL_NAME, Shard, record_files
 
-JSONL_NAME = "results.jsonl"
 CSV_NAME = "results.csv"
 
 _FIELDS = tuple(field.name for field in fields(Outcome))
@@ -39,20 +41,31 @@ class ResultsLog:
     A torn last line, which a killed or powerless machine leaves, is cut off when the file is
     opened: its image is simply done again. A line that is damaged elsewhere is passed over.
 
+    A shard appends to a file of its own, and knows what stands in all files of the folder: of
+    several records of an image the one counts that was finished last.
+
     Args:
         folder: the output folder.
+        shard: whose file is appended to; that of all where it is None.
+        holds: which images are asked about; the records of others are left out.
 
     Attributes:
         repaired: what was found damaged on opening, in words for the log; empty where all is well.
 
     Raises:
-        OutputError: the file cannot be read or written.
+        OutputError: a file cannot be read or written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / JSONL_NAME
+    def __init__(
+        self,
+        folder: Path,
+        shard: Shard | None = None,
+        holds: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self._path = folder / (JSONL_NAME if shard is None else shard.records_name)
         self._csv_path = folder / CSV_NAME
         self._known = KnownIndex()
+        self._holds = holds
         self.repaired: list[str] = []
         try:
             with contextlib.ExitStack() as files:
@@ -60,7 +73,13 @@ class ResultsLog:
                 # Unbuffered: what a full disk refused must not be tried again at every later call.
                 self._file = files.enter_context(self._path.open("ab", buffering=0))
                 self._reader = files.enter_context(self._path.open("rb"))
-                self._load()
+                # This run's own is number 0, and read last.
+                others = [] if shard is None else record_files(folder)
+                self._others = [path for path in others if path != self._path]
+                for source, path in enumerate(self._others, start=1):
+                    with path.open("rb") as lines:
+                        self._known.put_all(self._whole_records(path, lines), source)
+                self._known.put_all(self._whole_records(self._path, self._reader))
                 sync_folder(folder)
                 self._files = files.pop_all()
         except OSError as error:
@@ -122,16 +141,22 @@ class ResultsLog:
         record = to_record(outcome)
         previous = self._known.get(outcome.image)
         if previous is not None and outcome.status is not Status.DONE:
-            before = self._read(previous.offset_bytes)
+            before = self._read(previous.source, previous.offset_bytes)
             if all(before.get(key) == record[key] for key in _FIELDS if key not in _INCIDENTAL):
                 return False
+        ended_ms = finished_ms(outcome.finished_at) or time.time_ns() // 1_000_000
+        if previous is not None:
+            # Always later than the one before, which a machine may have made whose clock is fast.
+            ended_ms = max(ended_ms, previous.finished_ms + 1)
+        ended = datetime.fromtimestamp(ended_ms / 1000, UTC)
+        record["finished_at"] = ended.isoformat(timespec="milliseconds")
         self._known.put(record, _write_line(self._file, self._path, record))
         return True
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Give the last record of each image, sorted by image."""
-        for offset_bytes in self._known.offsets():
-            yield self._read(offset_bytes)
+        for source, offset_bytes in self._known.places():
+            yield self._read(source, offset_bytes)
 
     def write_csv(self) -> None:
         """Write `results.csv` anew: UTF-8, one header, one row per image, sorted by image.
@@ -141,28 +166,33 @@ class ResultsLog:
         """
         write_table(self._csv_path, self.records())
 
-    def _read(self, offset_bytes: int) -> dict[str, Any]:
-        self._reader.seek(offset_bytes)
-        record: dict[str, Any] = json.loads(self._reader.readline())
-        return record
+    def _read(self, source: int, offset_bytes: int) -> dict[str, Any]:
+        if source:
+            # Opened each time: there may be more shards than a process may hold files.
+            with self._others[source - 1].open("rb") as other:
+                return _record_at(other, offset_bytes)
+        return _record_at(self._reader, offset_bytes)
 
-    def _load(self) -> None:
-        self._known.put_all(self._whole_records())
-
-    def _whole_records(self) -> Iterator[tuple[dict[str, Any], int]]:
+    def _whole_records(
+        self, path: Path, lines: Iterable[bytes]
+    ) -> Iterator[tuple[dict[str, Any], int]]:
         offset_bytes = 0
-        for number, line in enumerate(self._reader, start=1):
+        for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
-                self._file.truncate(offset_bytes)
-                self.repaired.append(f"{self._path} ended in half a record, which was cut off")
+                if path == self._path:
+                    self._file.truncate(offset_bytes)
+                    self.repaired.append(f"{path} ended in half a record, which was cut off")
                 break
             try:
                 record = json.loads(line)
-                check_record(record)
+                is_wanted = self._holds(record["image"])
+                if is_wanted:
+                    check_record(record)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                self.repaired.append(f"{self._path} line {number} is damaged and was passed over")
+                self.repaired.append(f"{path} line {number} is damaged and was passed over")
             else:
-                yield record, offset_bytes
+                if is_wanted:
+                    yield record, offset_bytes
             offset_bytes += len(line)
 
 
@@ -260,6 +290,12 @@ def write_table(path: Path, records: Iterable[dict[str, Any]]) -> None:
             writer.writerow(_as_row(record))
         text.flush()
         text.detach()
+
+
+def _record_at(file: IO[bytes], offset_bytes: int) -> dict[str, Any]:
+    file.seek(offset_bytes)
+    record: dict[str, Any] = json.loads(file.readline())
+    return record
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -13,7 +13,8 @@ from bcseg_batch.items import OUTPUT_FIELDS, Outcome, Status
 from bcseg_batch.store.names import OUTPUT_FOLDERS
 from bcseg_batch.store.outputs import is_part, is_written_to
 from bcseg_batch.store.read_back import read_outcomes
-from bcseg_batch.store.results import CSV_NAME, JSONL_NAME
+from bcseg_batch.store.results import CSV_NAME
+from bcseg_batch.store.shards import JSONL_NAME, shard_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,10 @@ def verify(folder: Path, verified: Verified, source: Path | None = None) -> Iter
     verified.is_running = is_written_to(folder)
     read = read_outcomes(folder)
     if not verified.is_running:
-        for number in read.damaged:
+        for name, number in read.damaged:
             yield Finding(
                 None,
-                JSONL_NAME,
+                name,
                 f"line {number} is no record: its image is done again by the next run",
             )
     owned = {path for paths in read.earlier.values() for path in paths}
@@ -92,7 +93,8 @@ def verify(folder: Path, verified: Verified, source: Path | None = None) -> Iter
         if source is not None:
             yield from _of_input(source, outcome, verified)
     if not verified.is_running:
-        yield from _of_table(folder, read.outcomes)
+        if not shard_files(folder):  # the table is written when they are merged
+            yield from _of_table(folder, read.outcomes)
         for path in _files(folder):
             if path not in owned:
                 yield Finding(
