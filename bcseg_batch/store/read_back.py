@@ -57,8 +57,8 @@ def read_outcomes(folder: Path) -> ReadBack:
                 read = _later(read, _read(path.name, lines))
     except OSError as error:
         raise OutputError(
-            f"{error.filename} cannot be read ({error.strerror}): name a folder that process-dir or "
-            "the daemon has written to"
+            f"{error.filename} cannot be read ({error.strerror}): name a folder that process-dir "
+            "or the daemon has written to"
         ) from error
     return ReadBack(dict(sorted(read.outcomes.items())), read.earlier, read.damaged)
 
