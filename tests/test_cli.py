@@ -440,6 +440,86 @@ def test_killed_again_and_again_every_image_is_done_once_and_whole(
     assert set(tree(output)) - pictures == {".bcseg.lock", *tables}
 
 
+@pytest.mark.slow
+def test_shards_at_once_and_one_of_them_killed_make_what_one_run_makes(
+    source: Path, output: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    for seed in range(60):
+        name = f"{seed // 3:02}{('.png', '.jpg', '.PNG')[seed % 3]}"
+        write_smear(source / ("b" if seed % 2 else ".") / name, seed, (300, 200))
+    (source / "bad.png").write_text("no image")
+    arguments = ["--model", tiny_model, *CPU, "--batch-size", "2"]
+    assert run("process-dir", source, tmp_path / "whole", *arguments).returncode == 1
+    with contextlib.ExitStack() as running:
+        shards = [
+            running.enter_context(
+                started("process-dir", source, output, *arguments, "--shard", f"{number}/4")
+            )
+            for number in range(1, 5)
+        ]
+        path = output / "results.2-of-4.jsonl"
+        while not (path.exists() and path.read_bytes().count(b"\n") >= 3):
+            assert shards[1].poll() is None
+            time.sleep(0.005)
+        shards[1].kill()
+        assert run("verify", output).returncode == 0  # while the others run
+        codes = [process.wait() for process in shards]
+    assert codes[1] == -9
+    assert {codes[0], *codes[2:]} <= {0, 1}
+    again = run("process-dir", source, output, *arguments, "--shard", "2/4", "--json")
+    assert json.loads(again.stdout)["shard"] == "2/4"
+    merged = run("merge", output)
+    assert merged.returncode == 0, merged.stderr
+    assert "61 records of 4 shards merged" in merged.stdout
+
+    def last(folder: Path) -> dict[object, object]:
+        found = {record["image"]: record for record in records(folder)}
+        for record in found.values():
+            del record["seconds"], record["finished_at"]
+        return dict(found)
+
+    assert last(output) == last(tmp_path / "whole")
+    assert len(records(output)) == 61
+    ours, theirs = tree(output), tree(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if ours[n] != theirs[n] and not n.startswith("results.")] == []
+    whole = run("process-dir", source, output, *arguments, "--json")
+    assert json.loads(whole.stdout)["skipped"] == 60
+
+
+def test_a_shard_says_that_it_is_one_and_what_is_to_be_done_at_the_end(
+    source: Path, output: Path, tiny_model: Path
+) -> None:
+    fill(source, 3)
+    arguments = ("process-dir", source, output, "--model", tiny_model, *CPU)
+    refused = run(*arguments, "--shard", "0/4")
+    assert refused.returncode == 2
+    assert "--array=1-4" in refused.stderr
+    refused = run(*arguments, "--shard", "1/4", "--report")
+    assert refused.returncode == 2
+    assert "--no-report" in refused.stderr
+    assert not output.exists()
+    one = run(*arguments, "--shard", "1/1")
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.startswith("Shard 1/1:\n3 done, 0 failed")
+    assert f"bcseg-batch merge {output}" in one.stdout
+    whole = run(*arguments)
+    assert "merged 3 records of 1 shards" in whole.stderr
+    assert "all 3 images were done before" in whole.stdout
+    assert run("merge", output).stdout == "nothing to merge: no shard has left records there\n"
+
+
+def test_a_merge_names_the_shards_that_have_not_run(
+    source: Path, output: Path, tiny_model: Path
+) -> None:
+    fill(source, 1)
+    arguments = ("process-dir", source, output, "--model", tiny_model, *CPU)
+    assert run(*arguments, "--shard", "2/3").returncode == 0
+    merged = run("merge", output)
+    assert merged.returncode == 0
+    assert "no records of shards 1/3, 3/3: they have not run" in merged.stdout
+
+
 def test_a_bug_is_told_whole_and_has_a_code_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

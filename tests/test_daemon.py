@@ -19,6 +19,10 @@ from daemons import LONG_S, Place, place_fixture, wait_until
 from parts import command, tree, write_smear
 from PIL import Image
 
+from bcseg_batch.items import Outcome, Status
+from bcseg_batch.store.results import ResultsLog
+from bcseg_batch.store.shards import Shard
+
 pytestmark = pytest.mark.slow
 
 
@@ -101,6 +105,17 @@ def test_ends_by_itself_and_never_does_an_image_twice(place: Place) -> None:
     assert [record["image"] for record in place.records()[6:]] == ["1.png"]
     after = tree(place.output / "masks")
     assert {name for name in after if after[name] != before[name]} == {"1_mask.png"}
+
+
+def test_what_shards_have_left_is_merged_before_anything_is_recorded(place: Place) -> None:
+    place.output.mkdir(exist_ok=True)
+    with ResultsLog(place.output, Shard(2, 1)) as results:
+        results.append(Outcome(image="before.png", status=Status.FAILED, error="gone"))
+    write_smear(place.input / "a.png")
+    assert place.run_until_idle() == 0
+    assert [record["image"] for record in place.records()] == ["before.png", "a.png"]
+    assert not list(place.output.glob("*-of-*"))
+    assert "merged 1 records of 1 shards" in place.log
 
 
 def test_commands_tell_and_retry(place: Place) -> None:
