@@ -32,7 +32,7 @@ from stages import inputs, network_alone, whole_run
 
 from bcseg_batch.items import InputFile
 from bcseg_batch.segment.analysis import CELL_COLUMNS
-from bcseg_batch.store.cell_table import write_cells_table
+from bcseg_batch.store.cell_table import read_tables, write_cells_table
 from bcseg_batch.store.results import ResultsLog, from_record
 from bcseg_batch.version import __version__
 
@@ -157,7 +157,7 @@ def measure_tables(
             log.append(dataclasses.replace(outcome, image=f"{number:09d}.jpg", cells=names[-1]))
         began_s = time.perf_counter()
         log.write_csv()
-        write_cells_table(folder, CELL_COLUMNS, names)
+        write_cells_table(folder, CELL_COLUMNS, read_tables(folder, names))
     return round(1e6 * (time.perf_counter() - began_s) / count, 1)
 
 
