@@ -103,6 +103,7 @@ def peaks_bytes(folder: Path, count: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_memory_of_a_run_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     few, many = 2_000, 12_000
     small, large = peaks_bytes(tmp_path / "few", few), peaks_bytes(tmp_path / "many", many)
