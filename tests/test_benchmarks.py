@@ -240,6 +240,20 @@ def test_stages_add_up_and_say_when_the_network_runs(run_script: Any, tiny_model
 
 
 @pytest.mark.slow
+def test_records_say_what_an_image_costs_and_what_is_held() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "records.py"), "--rows", "3000", "--ask", "500"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode in {0, 1}, done.stderr  # a busy machine may miss the aim
+    assert figures["load_in_lines_of_json"] > 1
+    assert 0 < figures["full"]["memory_mib"] < 64
+
+
+@pytest.mark.slow
 def test_scaling_compares_the_largest_with_the_smallest(run_script: Any) -> None:
     _, content = run_script(
         *("scaling", "--images", "4", "12", "--photographs", "--files", "100", "1000")
