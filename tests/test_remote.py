@@ -111,7 +111,10 @@ class After:
         self._call = call
         self.requested = False
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, *, is_whole: bool) -> None:
+        pass
+
+    def expect(self, total: int, *, is_whole: bool) -> None:
         pass
 
     def advance(self, outcome: Outcome | None) -> None:
