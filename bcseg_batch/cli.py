@@ -401,7 +401,10 @@ def merge_command(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUTPUT", help="Folder that shards have written to.", show_default=False
+            metavar="OUTPUT",
+            parser=_folder,
+            help="Folder that shards have written to.",
+            show_default=False,
         ),
     ],
     settings_file: SettingsFile = None,

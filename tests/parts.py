@@ -19,12 +19,13 @@ from PIL import Image
 
 from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import InputFile, Outcome
+from bcseg_batch.remote.url import Place
 from bcseg_batch.segment.model import UNet
 from bcseg_batch.segment.placement import AnyPredictor, Placement
 from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.pipeline import Names, Pipeline, PipelineOptions
 from bcseg_batch.service.places import Inputs, Outputs
-from bcseg_batch.service.process_dir import OpenEngine, Summary, process_dir
+from bcseg_batch.service.process_dir import OpenEngine, Progress, Stop, Summary, process_dir
 from bcseg_batch.store.images import SUFFIXES
 
 INPUT_SIZE_PX = 64
@@ -116,16 +117,18 @@ def local_engine(predictor: AnyPredictor, options: PipelineOptions = OPTIONS) ->
 
 
 def run_folder(
-    source: Path,
-    output: Path,
+    source: Place,
+    output: Place,
     *,
     predictor: AnyPredictor | None = None,
     options: PipelineOptions = OPTIONS,
     recursive: bool = True,
     overwrite: bool = False,
+    stop: Stop | None = None,
+    progress: Progress | None = None,
     **changes: object,
 ) -> Summary:
-    """Run `process_dir` with everything small and silent."""
+    """Run `process_dir` with everything small, and silent unless a progress is given."""
     return process_dir(
         source,
         output,
@@ -133,8 +136,8 @@ def run_folder(
         rules=IgnoreRules(SUFFIXES),
         recursive=recursive,
         overwrite=overwrite,
-        stop=NeverStop(),
-        progress=Quiet(),
+        stop=stop or NeverStop(),
+        progress=progress or Quiet(),
     )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcseg_batch.items import InputFile
+from bcseg_batch.service.cluster import crew_size
 from bcseg_batch.service.dispatch import Dispatch, Task
 
 MAX_DEATHS = 3
@@ -136,3 +137,31 @@ def test_each_image_comes_out_once_and_only_killers_are_given_up(
                 having.clear()
     assert Counter(done + given_up) == Counter(str(number) for number in range(count))
     assert set(given_up) == deadly
+
+
+@given(
+    there=st.integers(0, 50),
+    ready=st.integers(0, 50),
+    smallest=st.integers(1, 20),
+    more=st.integers(0, 20),
+    at_once=st.booleans(),
+    are_too_few=st.booleans(),
+)
+def test_a_crew_grows_only_where_it_is_too_small_and_never_beyond_its_limit(
+    *, there: int, ready: int, smallest: int, more: int, at_once: bool, are_too_few: bool
+) -> None:
+    goal = crew_size(
+        there,
+        ready=min(ready, there),
+        smallest=smallest,
+        largest=smallest + more,
+        at_once=at_once,
+        are_too_few=are_too_few,
+    )
+    assert goal >= there
+    assert smallest <= goal <= max(there, smallest + more)
+    if not are_too_few:
+        # Idle workers that were let go are not started again.
+        assert goal == max(there, smallest)
+    elif at_once:
+        assert goal == max(there, smallest + more)

@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 from parts import (
     BrightIsCell,
-    NeverStop,
-    Quiet,
     as_plain_user,
-    local_engine,
     run_folder,
     tree,
     write_smear,
@@ -24,12 +21,10 @@ from parts import (
 from PIL import Image
 
 from bcseg_batch.errors import DeviceError, OutputError, UsageError
-from bcseg_batch.intake.ignore import IgnoreRules
 from bcseg_batch.items import Outcome, Status
 from bcseg_batch.service import process_dir as process_dir_module
 from bcseg_batch.service.listing import Listing
-from bcseg_batch.service.process_dir import Summary, check_folders, process_dir
-from bcseg_batch.store.images import SUFFIXES
+from bcseg_batch.service.process_dir import Summary, check_folders
 from bcseg_batch.store.outputs import OutputFolder
 from bcseg_batch.store.results import ResultsLog
 
@@ -368,16 +363,7 @@ class StopAfter:
 
 
 def stopped_run(source: Path, output: Path, after: int) -> Summary:
-    return process_dir(
-        source,
-        output,
-        engine=local_engine(BrightIsCell()),
-        rules=IgnoreRules(SUFFIXES),
-        recursive=True,
-        overwrite=False,
-        stop=StopAfter(after),
-        progress=Quiet(),
-    )
+    return run_folder(source, output, stop=StopAfter(after))
 
 
 @pytest.mark.parametrize("after", [0, 1, 7, 11])
@@ -428,16 +414,7 @@ def test_a_folder_beyond_what_is_looked_ahead_is_done_whole_or_said_to_be_left(
     assert (summary.done, summary.left, summary.unlisted) == (3, 5, True)
     assert not summary.is_whole
     told = Told()
-    summary = process_dir(
-        source,
-        output,
-        engine=local_engine(BrightIsCell()),
-        rules=IgnoreRules(SUFFIXES),
-        recursive=True,
-        overwrite=False,
-        stop=NeverStop(),
-        progress=told,
-    )
+    summary = run_folder(source, output, progress=told)
     assert (summary.done, summary.skipped, summary.left, summary.unlisted) == (9, 3, 0, False)
     assert summary.is_whole
     assert told.totals[0] == (5, False)
@@ -645,16 +622,7 @@ def test_progress_hears_of_every_input_once(source: Path, output: Path) -> None:
     write_smear(source / "b.png")
     (source / "c.png").touch()
     progress = Counting()
-    process_dir(
-        source,
-        output,
-        engine=local_engine(BrightIsCell()),
-        rules=IgnoreRules(SUFFIXES),
-        recursive=True,
-        overwrite=False,
-        stop=NeverStop(),
-        progress=progress,
-    )
+    run_folder(source, output, progress=progress)
     assert progress.total == 3
     assert Counter(progress.heard) == {None: 1, "b.png": 1, "c.png": 1}
 

@@ -25,7 +25,6 @@ from bcseg_batch.errors import (
 )
 from bcseg_batch.items import InputFile, Outcome, Status
 from bcseg_batch.segment.placement import Placement
-from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.dispatch import Dispatch, Task
 from bcseg_batch.service.pipeline import Interrupted, Names, Observe, PipelineOptions
 from bcseg_batch.service.places import Inputs, Outputs
@@ -36,6 +35,7 @@ _INSTALL = "pip install 'bcseg-batch[ray]'"
 _MAX_CORES = 8
 _WAIT_S = 1.0
 _REACH_S = 10.0
+_COUNT_EVERY_S = 10.0
 _SAY_WAITING_EVERY_S = 30.0
 # Workers that could not be started, or lost their device, one after the other without an image.
 _MAX_MISHAPS = 5
@@ -113,11 +113,6 @@ class Cluster:
     def options(self) -> PipelineOptions:
         """What decides how outputs look; the same on all workers."""
         return self._greeting.options
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What the model says of itself."""
-        return self._greeting.spec
 
     @property
     def model_name(self) -> str:
@@ -222,7 +217,7 @@ class ClusterPipeline:
             interrupt = self._interrupted()
             if interrupt:
                 feed.is_open = False
-            crew.keep_up(wanted=feed.is_open or dispatch.busy)
+            crew.keep_up(has_more=dispatch.waits or (feed.is_open and not feed.has_ticked))
             if (interrupt or crew.is_stopping()) and not crew.ready:
                 return  # nobody is there to finish what was taken: it is done another time
             feed.has_ticked = False
@@ -368,7 +363,8 @@ class _Crew:
         self.is_stopping = is_stopping
         self._ray = _connect(options.address)
         self.mishaps = 0
-        self._reason = ""
+        self._most = 0
+        self._counted_s = -math.inf
         self._said_s = 0.0
         self._members: list[_Member] = []
         self._greeting: Greeting | None = None
@@ -405,8 +401,9 @@ class _Crew:
     def description(self) -> str:
         """One sentence for the log."""
         gpus = f" and {self._gpus:g} GPU" if self._gpus else ""
+        most = self._count_most(time.monotonic())
         return (
-            f"up to {self._most()} workers of {self._cpus:g} cores{gpus} on the Ray cluster "
+            f"up to {most} workers of {self._cpus:g} cores{gpus} on the Ray cluster "
             f"{self._options.address}"
         )
 
@@ -419,17 +416,21 @@ class _Crew:
         while self._greeting is None:
             if self.is_stopping():
                 raise DeviceError("stopped while no worker of the cluster was ready")
-            self.keep_up(wanted=True)
-            starting = [member.starting for member in self._members if member.starting]
-            self._ray.wait(starting, num_returns=1, timeout=_WAIT_S)
+            self.keep_up(has_more=False)
+            self._wait_for_one(_WAIT_S)
         return self._greeting
 
-    def keep_up(self, *, wanted: bool) -> None:
-        """Welcome those that have come up, and start as many as are wanted; returns at once."""
-        for member in [member for member in self._members if member.starting is not None]:
+    def keep_up(self, *, has_more: bool) -> None:
+        """Welcome those that have come up, and start what is missing; returns at once.
+
+        Args:
+            has_more: whether there are images that nobody has in hand.
+        """
+        for member in self._starting:
             self._welcome(member)
         now_s = time.monotonic()
-        for member in self.ready:
+        ready = self.ready
+        for member in ready:
             if member.call is not None:
                 member.idle_since_s = now_s
             elif (
@@ -437,23 +438,22 @@ class _Crew:
                 and now_s - member.idle_since_s > _IDLE_S
             ):
                 self._end(member)
-        starting = len(self._members) - len(self.ready)
-        if wanted:
-            # At first the smallest number, then twice as many each time: a cluster that grows by
-            # itself sees what is asked for.
-            goal = max(self._options.min_actors, 2 * len(self.ready))
-            if self._options.max_actors is None:
-                goal = self._most()
-            goal = min(goal, self._most())
-            for _ in range(goal - len(self._members)):
-                actor = self._actor_class.remote()
-                self._members.append(_Member(actor, actor.greet.remote(self._recipe)))
-                starting += 1
-        if wanted and not self.ready and now_s - self._said_s > _SAY_WAITING_EVERY_S:
+        goal = crew_size(
+            len(self._members),
+            ready=len(ready),
+            smallest=self._options.min_actors,
+            largest=self._count_most(now_s),
+            at_once=self._options.max_actors is None,
+            are_too_few=has_more and all(member.call is not None for member in ready),
+        )
+        for _ in range(goal - len(self._members)):
+            actor = self._actor_class.remote()
+            self._members.append(_Member(actor, actor.greet.remote(self._recipe)))
+        if not ready and now_s - self._said_s > _SAY_WAITING_EVERY_S:
             if self._said_s:
                 logger.warning(
                     "{} workers wait for a machine with {:g} free cores{}",
-                    starting,
+                    len(self._starting),
                     self._cpus,
                     f" and {self._gpus:g} GPU" if self._gpus else "",
                 )
@@ -470,9 +470,8 @@ class _Crew:
         """Give the answers that are there, waiting for a first one; None of one that died."""
         by_call = {member.call: member for member in self.calls}
         if not by_call:
-            starting = [member.starting for member in self._members if member.starting is not None]
-            if starting and not self.ready:
-                self._ray.wait(starting, num_returns=1, timeout=timeout_s)
+            if not self.ready:
+                self._wait_for_one(timeout_s)
             return
         done, _ = self._ray.wait(list(by_call), num_returns=1, timeout=timeout_s)
         if len(by_call) > 1 and done:
@@ -505,6 +504,15 @@ class _Crew:
             self._end(member)
         with contextlib.suppress(Exception):  # it may be gone already
             self._ray.shutdown()
+
+    @property
+    def _starting(self) -> list[_Member]:
+        return [member for member in self._members if member.starting is not None]
+
+    def _wait_for_one(self, timeout_s: float) -> None:
+        starting = [member.starting for member in self._starting]
+        if starting:
+            self._ray.wait(starting, num_returns=1, timeout=timeout_s)
 
     def _end(self, member: _Member) -> None:
         self._members.remove(member)
@@ -553,19 +561,26 @@ class _Crew:
                 f"{self.mishaps} workers in a row were of no use, the last one: {reason}"
             )
 
-    def _most(self) -> int:
+    def _count_most(self, now_s: float) -> int:
+        """Say how many workers there may be; machines come and go, and are asked for now and then.
+
+        Args:
+            now_s: on the monotonic clock.
+        """
         if self._options.max_actors is not None:
             return self._options.max_actors
-        fitting = sum(
-            int(
-                min(
-                    node.get("CPU", 0.0) // self._cpus,
-                    node.get("GPU", 0.0) // self._gpus if self._gpus else math.inf,
+        if now_s - self._counted_s > _COUNT_EVERY_S:
+            self._counted_s = now_s
+            self._most = sum(
+                int(
+                    min(
+                        node["CPU"] // self._cpus,
+                        node.get("GPU", 0.0) // self._gpus if self._gpus else math.inf,
+                    )
                 )
+                for node in self._nodes()
             )
-            for node in self._nodes()
-        )
-        return max(self._options.min_actors, fitting)
+        return max(self._options.min_actors, self._most)
 
     def _nodes(self) -> list[dict[str, float]]:
         """Give the resources of each machine that is there."""
@@ -574,6 +589,26 @@ class _Crew:
             for node in self._ray.nodes()
             if node["Alive"] and node["Resources"].get("CPU")
         ]
+
+
+def crew_size(
+    there: int, *, ready: int, smallest: int, largest: int, at_once: bool, are_too_few: bool
+) -> int:
+    """Say how many workers there should be; fewer than there are is never the answer.
+
+    Args:
+        there: how many there are, those included that are being started.
+        ready: how many of them can work.
+        smallest: how many are kept in any case.
+        largest: how many there may be.
+        at_once: whether the machines for all of them are there; else twice as many are asked for
+            each time, so that a cluster that grows by itself does not grow for nothing.
+        are_too_few: whether all that can work do, and there is more to do.
+    """
+    wanted = smallest
+    if are_too_few:
+        wanted = min(largest, largest if at_once else max(smallest, 2 * ready))
+    return max(there, wanted)
 
 
 def model_files(path: Path | None, others: Iterable[Path]) -> dict[str, bytes]:

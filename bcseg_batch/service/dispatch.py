@@ -52,7 +52,12 @@ class Dispatch(Generic[W]):
     @property
     def busy(self) -> bool:
         """Whether any image is with a worker, or waits to be given to another one."""
-        return bool(self._suspects or self._returned or any(self._held.values()))
+        return self.waits or any(self._held.values())
+
+    @property
+    def waits(self) -> bool:
+        """Whether images wait to be given to another worker than the one that had them."""
+        return bool(self._suspects or self._returned)
 
     def held(self, worker: W) -> int:
         """Count the images that a worker has."""

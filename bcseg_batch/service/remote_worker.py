@@ -20,7 +20,6 @@ from loguru import logger
 from bcseg_batch.errors import BcsegError, OutputError, SettingsError
 from bcseg_batch.items import InputFile, Outcome
 from bcseg_batch.segment.placement import Placement, limit_cores
-from bcseg_batch.segment.spec import ModelSpec
 from bcseg_batch.service.build import Engine, build_engine
 from bcseg_batch.service.dispatch import Task
 from bcseg_batch.service.pipeline import Interrupted, Pipeline, PipelineOptions
@@ -103,7 +102,6 @@ class Greeting:
     Attributes:
         host: name of its machine.
         options: of its pipeline.
-        spec: what the model says of itself.
         model_name: name of the model file.
         description: model, device and precision, with the reasons.
         placement: where the network runs.
@@ -112,7 +110,6 @@ class Greeting:
 
     host: str
     options: PipelineOptions
-    spec: ModelSpec
     model_name: str
     description: str
     placement: Placement
@@ -170,7 +167,6 @@ class RemoteWorker:
         return Greeting(
             host,
             engine.options,
-            engine.spec,
             engine.model_name,
             engine.description,
             engine.placement,
