@@ -23,8 +23,9 @@ from parts import command
 
 LONG_S = 60.0
 
+PRELOADED = ["bcseg_batch.cli", "bcseg_batch.service.daemon"]
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["bcseg_batch.cli", "bcseg_batch.service.daemon"])
+_FORKS.set_forkserver_preload(PRELOADED)
 
 
 def _become_daemon(

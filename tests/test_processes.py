@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, TypeVar
 
+import daemons
 import in_company
 import numpy as np
 import pytest
@@ -90,9 +91,12 @@ def nursery() -> Iterator[ForkServerContext]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # and no thread that a fork would lose
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        # Other tests may have started it, with what they need; there is one for all.
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
         forkserver.ensure_running()
     yield context
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # there is no public way
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # as above
+    context.set_forkserver_preload(daemons.PRELOADED)
 
 
 class Ranks:
@@ -121,6 +125,8 @@ class Ranks:
                 "WORLD_SIZE": str(len(given)),
                 "MASTER_PORT": str(self._store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
+                # accelerate warns where the launcher has left it out.
+                "OMP_NUM_THREADS": "1",
             }
             reader, writer = nursery.Pipe(duplex=False)
             process = nursery.Process(target=in_company.become, args=(environ, writer, act, one))
